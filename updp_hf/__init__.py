@@ -1,0 +1,50 @@
+"""Make a vision checkpoint faster by removing depth, inside the Hugging Face Trainer.
+
+Importing the package registers the pruned models with `AutoConfig` and `AutoModelForImageClassification`.
+"""
+
+from importlib.metadata import version
+
+from transformers import AutoConfig, AutoModelForImageClassification
+
+from updp_hf.calibration import calibrate_
+from updp_hf.callback import UPDPCallback
+from updp_hf.configuration_updp import UPDPConfig
+from updp_hf.core.closable import register_closable
+from updp_hf.core.plan import Plan
+from updp_hf.core.policy import ramp
+from updp_hf.core.sites import Form, Site
+from updp_hf.metrics import Accuracy, TopKAccuracy, compute_accuracy
+from updp_hf.modeling_updp import UPDPForImageClassification
+from updp_hf.prune import prune
+from updp_hf.report import Report
+from updp_hf.surgery import find_sites, gate_, merge
+from updp_hf.trainer import UPDPTrainer
+from updp_hf.training_args import UPDPTrainingArguments
+
+__all__ = [
+    "Accuracy",
+    "Form",
+    "Plan",
+    "Report",
+    "Site",
+    "TopKAccuracy",
+    "UPDPCallback",
+    "UPDPConfig",
+    "UPDPForImageClassification",
+    "UPDPTrainer",
+    "UPDPTrainingArguments",
+    "calibrate_",
+    "compute_accuracy",
+    "find_sites",
+    "gate_",
+    "merge",
+    "prune",
+    "ramp",
+    "register_closable",
+]
+
+__version__ = version("updp-hf")
+
+AutoConfig.register(UPDPConfig.model_type, UPDPConfig, exist_ok=True)
+AutoModelForImageClassification.register(UPDPConfig, UPDPForImageClassification, exist_ok=True)

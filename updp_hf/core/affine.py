@@ -1,0 +1,288 @@
+"""The algebra of affine maps. All merging in this package is a fold with `compose` and `add`.
+
+`read` and `write` are the only doors between this algebra and `nn.Module`. Everything inside is float64.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from functools import reduce
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from updp_hf.layout_updp import ChannelBatchNorm
+
+__all__ = ["AffineMap", "InexactMerge", "add", "apply", "compose", "fold", "identity", "is_readable", "read", "write"]
+
+
+class InexactMerge(ValueError):
+    """Two maps have no single map that equals them everywhere, borders included."""
+
+
+@dataclass(frozen=True, eq=False)
+class AffineMap:
+    """An affine map on the channels (and a spatial neighbourhood) of a tensor.
+
+    A Linear has an empty kernel and acts on the last axis; a convolution acts on axis 1. Padding is zero padding.
+    """
+
+    weight: Tensor  # (out, in / groups, *kernel), float64
+    bias: Tensor  # (out,), float64
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()  # (left, right) for the last axis, then (top, bottom), as F.pad counts them
+    dilation: tuple[int, ...] = ()
+    groups: int = 1
+    channel_axis: int = -1
+
+    @property
+    def in_channels(self) -> int:
+        return self.weight.shape[1] * self.groups
+
+    @property
+    def out_channels(self) -> int:
+        return self.weight.shape[0]
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        return tuple(self.weight.shape[2:])
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether one output position depends on one input position only."""
+        return math.prod(self.kernel) == 1 and not any(self.padding) and all(s == 1 for s in self.stride)
+
+
+def apply(map: AffineMap, x: Tensor) -> Tensor:
+    """Apply `map` to `x`, of shape `(..., in)` for a Linear and `(batch, in, *spatial)` for a convolution."""
+    if not map.kernel:
+        if map.groups == 1:
+            return F.linear(x, map.weight, map.bias)
+        blocks = x.unflatten(-1, (map.groups, -1))  # (..., groups, in / groups)
+        weight = map.weight.unflatten(0, (map.groups, -1))  # (groups, out / groups, in / groups)
+        return torch.einsum("...gi,goi->...go", blocks, weight).flatten(-2) + map.bias
+    convolve = {1: F.conv1d, 2: F.conv2d}[len(map.kernel)]
+    padded = F.pad(x, map.padding)
+    return convolve(padded, map.weight, map.bias, map.stride, 0, map.dilation, map.groups)
+
+
+def identity(like: AffineMap) -> AffineMap:
+    """Return the identity on the input of `like`."""
+    return _diagonal(like.bias.new_ones(like.in_channels), None, like)
+
+
+def compose(first: AffineMap, then: AffineMap) -> AffineMap:
+    """Return the one map that equals `first` followed by `then`, for every input and at every position.
+
+    Kernel `k1 + s1 (k2 - 1)`, stride `s1 s2`, padding `p1 + s1 p2`, bias `b2 + sum(W2) b1`, kernels counted with
+    their dilation.
+
+    Raises:
+        InexactMerge: `then` pads with zeros what `first` would not have made zero, so that the border differs.
+    """
+    if first.channel_axis != then.channel_axis or len(first.kernel) != len(then.kernel):
+        raise InexactMerge(
+            f"A map on axis {first.channel_axis} with kernel {first.kernel} is followed by one on axis "
+            f"{then.channel_axis} with kernel {then.kernel}; only maps on the same axis have a common map."
+        )
+    if first.out_channels != then.in_channels:
+        raise ValueError(f"A map to {first.out_channels} channels is followed by one from {then.in_channels}.")
+    _refuse_leaking_border(first, then)
+    groups = math.gcd(first.groups, then.groups)
+    first, then = _with_groups(first, groups), _with_groups(then, groups)
+    taps = then.weight.flatten(2).sum(-1) if then.kernel else then.weight  # (out, mid / groups)
+    bias = apply(AffineMap(taps, then.bias, groups=groups), first.bias)
+    dilation, first_weight, then_weight = _common_dilation(first, then)
+    blocks = [
+        _compose_weights(a, b, first.stride)
+        for a, b in zip(first_weight.chunk(groups), then_weight.chunk(groups), strict=True)
+    ]
+    per_axis = [s for s in reversed(first.stride) for _ in range(2)]  # in the order of `padding`
+    return AffineMap(
+        weight=torch.cat(blocks),
+        bias=bias,
+        stride=tuple(a * b for a, b in zip(first.stride, then.stride, strict=True)),
+        padding=tuple(p + s * q for p, s, q in zip(first.padding, per_axis, then.padding, strict=True)),
+        dilation=dilation,
+        groups=groups,
+        channel_axis=first.channel_axis,
+    )
+
+
+def add(left: AffineMap, right: AffineMap) -> AffineMap:
+    """Return the one map that equals the sum of both, for maps whose kernels can be centred on each other.
+
+    Raises:
+        InexactMerge: strides differ, or the kernels do not line up.
+    """
+    groups = math.gcd(left.groups, right.groups)
+    left, right = _with_groups(_undilated(left), groups), _with_groups(_undilated(right), groups)
+    if left.stride != right.stride or left.channel_axis != right.channel_axis:
+        raise InexactMerge(f"Maps with strides {left.stride} and {right.stride} have no sum that is one map.")
+    padding = tuple(max(p, q) for p, q in zip(left.padding, right.padding, strict=True))
+    weights = [F.pad(m.weight, [p - q for p, q in zip(padding, m.padding, strict=True)]) for m in (left, right)]
+    if weights[0].shape != weights[1].shape:
+        raise InexactMerge(
+            f"Kernels {left.kernel} (padding {left.padding}) and {right.kernel} (padding {right.padding}) give outputs "
+            "of different sizes, so they cannot be added."
+        )
+    return replace(
+        left, weight=weights[0] + weights[1], bias=left.bias + right.bias, padding=padding, dilation=left.dilation
+    )
+
+
+def fold(maps: list[AffineMap]) -> AffineMap:
+    """Compose `maps`, the first one applied first."""
+    return reduce(compose, maps)
+
+
+def is_readable(module: nn.Module) -> bool:
+    """Return whether `read` accepts `module`, by exact type: a subclass may compute its weight or hide an activation."""
+    if isinstance(module, nn.Conv1d | nn.Conv2d):
+        return type(module) in (nn.Conv1d, nn.Conv2d) and module.padding_mode == "zeros"
+    return type(module) in (nn.Linear, *_BATCH_NORMS) or _is_scale(module)
+
+
+def read(module: nn.Module, like: AffineMap | None = None) -> AffineMap:
+    """Read the map that `module` computes in evaluation mode, in float64.
+
+    `like` tells a diagonal map (BatchNorm, LayerScale) how many spatial axes it acts on: those of its neighbour.
+
+    Raises:
+        TypeError: the module is none of the types whose map is known.
+    """
+    if not is_readable(module):
+        raise TypeError(f"{type(module).__name__} has no affine map that is known: expected Linear, Conv or BatchNorm.")
+    if isinstance(module, nn.Linear):
+        return AffineMap(_f64(module.weight), _bias(module.bias, module.out_features, module.weight))
+    if isinstance(module, nn.Conv1d | nn.Conv2d):
+        return AffineMap(
+            weight=_f64(module.weight),
+            bias=_bias(module.bias, module.out_channels, module.weight),
+            stride=module.stride,
+            padding=_padding(module),
+            dilation=module.dilation,
+            groups=module.groups,
+            channel_axis=1,
+        )
+    if _is_scale(module):
+        return _diagonal(_f64(next(module.parameters())), None, like)
+    norm = module.norm if isinstance(module, ChannelBatchNorm) else module
+    assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
+    if norm.running_mean is None or norm.running_var is None:
+        raise TypeError(f"{type(module).__name__} keeps no running statistics, so it is not an affine map.")
+    mean, variance = _f64(norm.running_mean), _f64(norm.running_var)
+    scale = torch.rsqrt(variance + norm.eps)
+    if norm.affine:
+        scale = scale * _f64(norm.weight)
+    shift = -mean * scale
+    if norm.affine:
+        shift = shift + _f64(norm.bias)
+    return _diagonal(scale, shift, like)
+
+
+def write(map: AffineMap, like: nn.Module) -> nn.Module:
+    """Write a Linear's map into a new module with the dtype, device and mode of `like`."""
+    if map.kernel or map.groups != 1:
+        raise TypeError(f"A map with kernel {map.kernel} and {map.groups} groups is not a Linear.")
+    parameter = next(like.parameters())
+    linear = nn.Linear(map.in_channels, map.out_channels, device=parameter.device, dtype=parameter.dtype)
+    with torch.no_grad():
+        linear.weight.copy_(map.weight)
+        linear.bias.copy_(map.bias)
+    return linear.train(like.training)
+
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, ChannelBatchNorm)
+
+
+def _is_scale(module: nn.Module) -> bool:
+    """A layer scale by its content: one vector and nothing else. That it multiplies, the graph has to show."""
+    tensors = [*module.parameters(), *module.buffers()]
+    is_leaf = next(module.children(), None) is None
+    return is_leaf and len(tensors) == 1 and tensors[0].ndim == 1 and isinstance(tensors[0], nn.Parameter)
+
+
+def _f64(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", torch.float64)
+
+
+def _bias(bias: Tensor | None, channels: int, like: Tensor) -> Tensor:
+    return _f64(like).new_zeros(channels) if bias is None else _f64(bias)
+
+
+def _padding(module: nn.Conv1d | nn.Conv2d) -> tuple[int, ...]:
+    match module.padding:
+        case "valid":
+            return (0, 0) * len(module.kernel_size)
+        case "same":
+            totals = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+            return tuple(p for total in reversed(totals) for p in (total // 2, total - total // 2))
+        case padding:
+            return tuple(int(p) for p in reversed(padding) for _ in range(2))
+
+
+def _diagonal(scale: Tensor, shift: Tensor | None, like: AffineMap | None) -> AffineMap:
+    axes = 0 if like is None else len(like.kernel)
+    return AffineMap(
+        weight=scale.reshape(-1, 1, *[1] * axes).clone(),
+        bias=torch.zeros_like(scale) if shift is None else shift,
+        stride=(1,) * axes,
+        padding=(0, 0) * axes,
+        dilation=(1,) * axes,
+        groups=scale.numel(),
+        channel_axis=-1 if like is None else like.channel_axis,
+    )
+
+
+def _with_groups(map: AffineMap, groups: int) -> AffineMap:
+    """Write `map` with fewer groups, by filling in the zeros between its blocks."""
+    if map.groups == groups:
+        return map
+    merged = map.groups // groups  # blocks that become one
+    out, width = map.out_channels // map.groups, map.weight.shape[1]
+    weight = map.weight.new_zeros(map.out_channels, merged * width, *map.kernel)
+    for group in range(map.groups):
+        rows, place = slice(group * out, (group + 1) * out), group % merged
+        weight[rows, place * width : (place + 1) * width] = map.weight[rows]
+    return replace(map, weight=weight, groups=groups)
+
+
+def _undilated(map: AffineMap) -> AffineMap:
+    """Write a dilated kernel as a dense one, with explicit zeros."""
+    if all(d == 1 for d in map.dilation):
+        return map
+    size = [d * (k - 1) + 1 for d, k in zip(map.dilation, map.kernel, strict=True)]
+    weight = map.weight.new_zeros(*map.weight.shape[:2], *size)
+    weight[(..., *[slice(None, None, d) for d in map.dilation])] = map.weight
+    return replace(map, weight=weight, dilation=(1,) * len(size))
+
+
+def _common_dilation(first: AffineMap, then: AffineMap) -> tuple[tuple[int, ...], Tensor, Tensor]:
+    """Keep the dilation of one map where the other is a single tap; otherwise both become dense."""
+    if math.prod(then.kernel) == 1:
+        return first.dilation, first.weight, then.weight
+    if math.prod(first.kernel) == 1 and all(s == 1 for s in first.stride):
+        return then.dilation, first.weight, then.weight
+    return (1,) * len(first.kernel), _undilated(first).weight, _undilated(then).weight
+
+
+def _compose_weights(first: Tensor, then: Tensor, stride: tuple[int, ...]) -> Tensor:
+    """Convolve two kernels, the second one's taps `stride` apart: (out, mid, *k2) after (mid, in, *k1)."""
+    if first.ndim == 2:
+        return then @ first
+    transpose = {1: F.conv_transpose1d, 2: F.conv_transpose2d}[first.ndim - 2]
+    return transpose(then, first, stride=stride)  # (out, in, *(k1 + s (k2 - 1)))
+
+
+def _refuse_leaking_border(first: AffineMap, then: AffineMap) -> None:
+    if not any(then.padding):
+        return
+    pointwise = math.prod(first.kernel) == 1 and not any(first.padding)
+    if pointwise and not first.bias.any():
+        return
+    cause = "a bias that the padding would not carry" if pointwise else f"a kernel {first.kernel} that reaches over it"
+    raise InexactMerge(
+        f"A map with padding {then.padding} follows one with {cause}: no single map is equal at the border. "
+        "Move the padding to the front of the run first."
+    )

@@ -1,0 +1,70 @@
+"""What a model costs: parameters, multiply-accumulates, latency."""
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from updp_hf.core.modes import evaluation
+
+__all__ = ["count_macs", "count_parameters", "macs_by_module", "measure_latency"]
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of parameters, shared ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_macs(model: nn.Module, inputs: Mapping[str, Tensor]) -> int:
+    """Return the multiply-accumulates of one forward, the attention products included."""
+    return macs_by_module(model, inputs)[""]
+
+
+def macs_by_module(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return the multiply-accumulates of one forward by the path of the module, "" for the whole model."""
+    with evaluation(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(**inputs)
+    root = type(model).__name__
+    counts = counter.get_flop_counts()
+    by_path = {
+        name.removeprefix(root).removeprefix("."): sum(by_operation.values()) // 2
+        for name, by_operation in counts.items()
+        if name == root or name.startswith(f"{root}.")
+    }
+    return {**by_path, "": counter.get_total_flops() // 2}
+
+
+def measure_latency(
+    models: Mapping[str, nn.Module],
+    inputs: Sequence[Mapping[str, Tensor]],
+    *,
+    rounds: int = 15,
+    warm_up: int = 3,
+) -> dict[str, list[float]]:
+    """Return the median latency in seconds of one forward, for each model and each of `inputs`.
+
+    The models run in turn within every round, so that a machine that changes its speed changes it for all of them.
+    """
+    times: dict[str, list[list[float]]] = {name: [[] for _ in inputs] for name in models}
+    with torch.inference_mode():
+        for index, batch in enumerate(inputs):
+            for round_ in range(warm_up + rounds):
+                for name, model in models.items():
+                    seconds = _seconds(model, batch)
+                    if round_ >= warm_up:
+                        times[name][index].append(seconds)
+    return {name: [statistics.median(seconds) for seconds in by_input] for name, by_input in times.items()}
+
+
+def _seconds(model: nn.Module, batch: Mapping[str, Tensor]) -> float:
+    on_cuda = any(x.is_cuda for x in batch.values())
+    if on_cuda:
+        torch.cuda.synchronize()
+    begin = time.perf_counter()
+    model(**batch)
+    if on_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - begin

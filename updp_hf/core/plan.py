@@ -1,0 +1,151 @@
+"""The plan: all that passes from selection to training, merging and the card. A frozen JSON document."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from updp_hf.core.sites import Form, Site
+
+__all__ = ["Plan", "PlanError", "library_versions"]
+
+FORMAT_VERSION = 1
+_TUPLES = ("run", "activations", "norms")
+_LIBRARIES = ("updp-hf", "torch", "transformers", "timm")
+
+
+class PlanError(ValueError):
+    """A plan that does not fit a model, or is no plan."""
+
+
+def library_versions(names: Iterable[str] = _LIBRARIES) -> dict[str, str]:
+    """Return the installed versions of the libraries `names`, those that are installed."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The sites to close, in order of execution, and how each of them starts."""
+
+    sites: tuple[Site, ...]
+    start: Literal["inherit", "fit"] = "inherit"
+    """`inherit`: the pruned branch shares the checkpoint's weights, as in UPDP; `fit`: it is one Linear fitted to them."""
+    end_activation: str | None = None
+    """Activation that follows each pruned block behind a BatchNorm, as in UPDP; None adds nothing."""
+    base_model: str = ""
+    revision: str | None = None
+    versions: Mapping[str, str] = field(default_factory=library_versions, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.start not in ("inherit", "fit"):
+            raise PlanError(f"The plan's start is {self.start!r}, expected 'inherit' or 'fit'.")
+        if self.start == "fit":
+            for site in self.sites:
+                if site.container is None:
+                    raise PlanError(
+                        f"{site} is not the inside of one module, so nothing can be fitted in its place: start it "
+                        "with 'inherit'."
+                    )
+        slots: dict[str, Site] = {}
+        for site in self.sites:
+            for slot in site.run:
+                clash = next((s for s in slots if s == slot or _nested(s, slot)), None)
+                if clash is not None:
+                    raise PlanError(
+                        f"The sites {slots[clash]} and {site} overlap in {slot!r}, but a slot can be closed once: "
+                        "leave one of them out of the plan."
+                    )
+            slots.update(dict.fromkeys(site.run, site))
+
+    @property
+    def blocks(self) -> list[str]:
+        """The blocks in which something is pruned, in order."""
+        return list(dict.fromkeys(site.block for site in self.sites))
+
+    def gate_slots(self, site: Site) -> tuple[str, ...]:
+        """Return the slots that hold a gate for `site`."""
+        if site.form in (Form.ATTENTION_DROP, Form.BLOCK_DROP, Form.BRANCH_FIT):
+            return (site.container or site.block,)
+        closed = tuple(slot for slot in site.run if slot in (*site.norms, *site.activations))
+        if self.start == "inherit":
+            return closed
+        return (*(slot for slot in closed if not slot.startswith(f"{site.container}.")), site.container or "")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as JSON values."""
+        return {"format_version": FORMAT_VERSION, **json.loads(json.dumps(asdict(self)))}
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Self:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            PlanError: the document is not a plan, or one of a newer format.
+        """
+        if not isinstance(document, Mapping) or document.get("format_version") != FORMAT_VERSION:
+            found = document.get("format_version") if isinstance(document, Mapping) else type(document).__name__
+            raise PlanError(
+                f"The plan has format version {found!r}, but this version of updp_hf reads {FORMAT_VERSION}: "
+                "make the plan again, or install the version that wrote it."
+            )
+        try:
+            fields = {name: value for name, value in document.items() if name != "format_version"}
+            sites = tuple(
+                Site(**{**site, "form": Form(site["form"]), **{name: tuple(site[name]) for name in _TUPLES}})
+                for site in fields.pop("sites")
+            )
+            return cls(sites=sites, **fields)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise PlanError(f"The plan cannot be read ({error}): was the file edited by hand?") from error
+
+    def save(self, file: str | Path) -> None:
+        """Write the plan as JSON."""
+        Path(file).write_text(json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, file: str | Path) -> Self:
+        """Read a plan from a JSON file.
+
+        Raises:
+            PlanError: the file holds no plan.
+        """
+        try:
+            return cls.from_dict(json.loads(Path(file).read_text(encoding="utf-8")))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise PlanError(f"{file} is not JSON ({error}), expected a plan written by `Plan.save`.") from error
+
+    def digest(self) -> str:
+        """Return the SHA-256 of what the plan does to a model: equal for plans that prune alike."""
+        kept = {k: v for k, v in self.to_dict().items() if k not in ("versions", "base_model", "revision")}
+        for site in kept["sites"]:
+            del site["params_saved"], site["macs_saved"], site["tokens"]
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+    def check(self, found: Iterable[Site]) -> None:
+        """Compare the plan with the sites that a model has.
+
+        Raises:
+            PlanError: a site of the plan is not among them.
+        """
+        sites = list(found)
+        for site in self.sites:
+            if site not in sites:
+                names = [str(s) for s in sites if s.form is site.form]
+                shown = ", ".join(names[:3]) + (f" … {names[-1]}" if len(names) > 3 else "") or f"none of {site.form}"
+                raise PlanError(
+                    f"The plan names {site} with the slots {', '.join(site.run)}, but this model has the sites "
+                    f"{shown}: was the plan made for another checkpoint?"
+                )
+
+
+def _nested(one: str, other: str) -> bool:
+    return one.startswith(f"{other}.") or other.startswith(f"{one}.")

@@ -1,0 +1,200 @@
+"""The layout of a merged model: which slots of the stock architecture hold something else, and what.
+
+This file needs nothing but torch, because it travels to the Hub together with the modelling file.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = [
+    "ChannelBatchNorm",
+    "EndActivation",
+    "Skip",
+    "Zero",
+    "apply_layout_",
+    "first_tensor",
+    "get_slot",
+    "set_slot",
+]
+
+END_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
+MAX_FEATURES = 2**16
+"""Largest channel count that a layout may ask for; larger ones are taken for a damaged or hostile file."""
+
+
+def first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """Return the first tensor among the arguments of a call, which is the activation by every stock convention."""
+    return next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+
+
+def with_outputs(value: Tensor, outputs: int) -> Tensor | tuple[Tensor | None, ...]:
+    """Shape `value` like the return value of the replaced module: bare for 0 outputs, else a tuple padded with None."""
+    return value if outputs == 0 else (value, *[None] * (outputs - 1))
+
+
+class Zero(nn.Module):
+    """Return zeros shaped like the input: a branch that was dropped, its addition left as the stock forward has it."""
+
+    def __init__(self, outputs: int = 0):
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor | None, ...]:
+        return with_outputs(torch.zeros_like(first_tensor(args, kwargs)), self.outputs)
+
+
+class Skip(nn.Module):
+    """Return the input: a block that was dropped."""
+
+    def __init__(self, outputs: int = 0):
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor | None, ...]:
+        return with_outputs(first_tensor(args, kwargs), self.outputs)
+
+
+class ChannelBatchNorm(nn.Module):
+    """BatchNorm over the last axis, for tokens of shape `(batch, ..., channels)`.
+
+    `nn.BatchNorm1d` on tokens normalises axis 1, silently so when there are as many tokens as channels.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(channels, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.reshape(-1, x.shape[-1])).view(x.shape)
+
+
+class EndActivation(nn.Module):
+    """A block followed by BatchNorm and an activation, as UPDP (arXiv 2401.06426) puts at the end of a pruned block."""
+
+    def __init__(self, block: nn.Module, end: nn.Module):
+        super().__init__()
+        self.block = block
+        self.end = end
+        self.end.train(block.training)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output = self.block(*args, **kwargs)
+        if isinstance(output, Tensor):
+            return self.end(output)
+        return (self.end(output[0]), *output[1:])
+
+
+def batch_norm_and_activation(channels: int, eps: float, activation: str) -> nn.Sequential:
+    """Build what `EndActivation` puts behind a block."""
+    return nn.Sequential(ChannelBatchNorm(channels, eps), END_ACTIVATIONS[activation]())
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """Look through the modules of ours that wrap a stock module in its slot."""
+    while True:
+        inner = module._modules.get("block" if isinstance(module, EndActivation) else "original")
+        if inner is None or not (isinstance(module, EndActivation) or getattr(module, "is_gate", False)):
+            return module
+        module = inner
+
+
+def get_slot(model: nn.Module, path: str) -> nn.Module:
+    """Return what stands in the slot `path`, a path of the stock architecture; wrappers on the way are looked through.
+
+    Raises:
+        KeyError: there is no such slot.
+    """
+    module = model
+    for name in path.split("."):
+        child = unwrap(module)._modules.get(name)
+        if child is None:
+            raise KeyError(path)
+        module = child
+    return module
+
+
+def set_slot(model: nn.Module, path: str, module: nn.Module) -> None:
+    """Put `module` into the slot `path`."""
+    parent, _, name = path.rpartition(".")
+    holder = unwrap(get_slot(model, parent) if parent else model)
+    if name not in holder._modules:
+        raise KeyError(path)
+    holder._modules[name] = module
+
+
+def apply_layout_(model: nn.Module, layout: Mapping[str, Mapping[str, Any]]) -> None:
+    """Exchange the slots of a stock `model` as `layout` says. The new modules hold no meaningful weights yet.
+
+    Raises:
+        ValueError: the layout names a slot that is not there, an unknown kind, or an absurd size. Nothing is
+            allocated before the whole layout has been checked.
+    """
+    for path, spec in layout.items():
+        _check(model, path, spec)
+    wrapped = [path for path, spec in layout.items() if spec["kind"] == "end"]
+    for path, spec in layout.items():
+        if path not in wrapped:
+            set_slot(model, path, _build(spec))
+    for path in wrapped:
+        spec = layout[path]
+        end = batch_norm_and_activation(spec["channels"], spec["eps"], spec["activation"])
+        set_slot(model, path, EndActivation(get_slot(model, path), end))
+
+
+def _build(spec: Mapping[str, Any]) -> nn.Module:
+    match spec["kind"]:
+        case "linear":
+            return nn.Linear(spec["in_features"], spec["out_features"], bias=spec["bias"])
+        case "zero":
+            return Zero(spec["outputs"])
+        case "skip":
+            return Skip(spec["outputs"])
+        case _:
+            return nn.Identity()
+
+
+_FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {
+    "identity": {},
+    "linear": {
+        "in_features": lambda n: _is_count(n, MAX_FEATURES),
+        "out_features": lambda n: _is_count(n, MAX_FEATURES),
+        "bias": lambda flag: isinstance(flag, bool),
+    },
+    "zero": {"outputs": lambda n: n == 0 or _is_count(n, 8)},
+    "skip": {"outputs": lambda n: n == 0 or _is_count(n, 8)},
+    "end": {
+        "channels": lambda n: _is_count(n, MAX_FEATURES),
+        "eps": lambda eps: isinstance(eps, float) and 0 < eps < 1,
+        "activation": lambda name: name in END_ACTIVATIONS,
+    },
+}
+
+
+def _is_count(number: Any, largest: int) -> bool:
+    return type(number) is int and 0 < number <= largest
+
+
+def _check(model: nn.Module, path: Any, spec: Any) -> None:
+    kind = spec.get("kind") if isinstance(spec, Mapping) else None
+    if kind not in _FIELDS:
+        raise ValueError(
+            f"The layout puts {spec!r} into the slot {path!r}, but this version of updp_hf knows the kinds "
+            f"{sorted(_FIELDS)}: was the model made by a newer version?"
+        )
+    fields = _FIELDS[kind]
+    wrong = {name: spec.get(name) for name, is_valid in fields.items() if not is_valid(spec.get(name))}
+    if wrong or set(spec) != {"kind", *fields}:
+        raise ValueError(
+            f"The layout of the slot {path!r} is {dict(spec)!r}, but a {kind!r} needs valid values for exactly "
+            f"{sorted(fields)}: the file is damaged, download it again."
+        )
+    try:
+        get_slot(model, path)
+    except (KeyError, AttributeError):
+        raise ValueError(
+            f"The layout names the slot {path!r}, which {type(model).__name__} does not have: does the base "
+            "configuration belong to another model?"
+        ) from None

@@ -1,0 +1,108 @@
+"""The facts of one run, written beside the merged model. No number in a card comes from anywhere else."""
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import nn
+from transformers import TrainingArguments
+
+from updp_hf.core.cost import count_macs, count_parameters, measure_latency
+from updp_hf.core.plan import library_versions
+from updp_hf.inputs import example_inputs_of
+
+__all__ = ["Cost", "Report", "changed_arguments", "compare_costs"]
+
+REPORT_NAME = "updp_report.json"
+_PRIVATE = ("token", "dir", "path", "plan")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a model costs; None where it was not measured."""
+
+    parameters: int
+    macs: int  # multiply-accumulates per image
+    latency: dict[str, float] | None = None  # median seconds of one forward, by batch size
+
+
+@dataclass
+class Report:
+    """The facts of one run: None and empty mean "not measured"."""
+
+    plan: dict[str, Any]
+    before: Cost
+    after: Cost
+    merge_error: float | None = None
+    metrics_before: dict[str, float] = field(default_factory=dict)
+    metrics_after: dict[str, float] = field(default_factory=dict)
+    latency_conditions: dict[str, Any] = field(default_factory=dict)
+    arguments: dict[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    versions: dict[str, str] = field(default_factory=library_versions)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the report into `folder`."""
+        document = json.dumps(asdict(self), indent=2, sort_keys=True, default=str)
+        (Path(folder) / REPORT_NAME).write_text(document + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Read the report in `folder`."""
+        document = json.loads((Path(folder) / REPORT_NAME).read_text(encoding="utf-8"))
+        return cls(**{**document, "before": Cost(**document["before"]), "after": Cost(**document["after"])})
+
+
+def compare_costs(
+    before: nn.Module, after: nn.Module, batch_sizes: Sequence[int] = (), rounds: int = 15
+) -> tuple[Cost, Cost, dict[str, Any]]:
+    """Return what each model costs, and the conditions under which the latency was measured.
+
+    Args:
+        before: the checkpoint.
+        after: the merged model.
+        batch_sizes: the batch sizes to measure latency at; none measures no latency.
+        rounds: how often each model runs at each batch size, the two in turn.
+    """
+    models = {"before": before.eval(), "after": after.eval()}
+    latency: Mapping[str, Any] = {}
+    conditions: dict[str, Any] = {}
+    if batch_sizes:
+        inputs = [example_inputs_of(before, size) for size in batch_sizes]
+        medians = measure_latency(models, inputs, rounds=rounds)
+        latency = {name: dict(zip(map(str, batch_sizes), times, strict=True)) for name, times in medians.items()}
+        parameter = next(before.parameters())
+        conditions = {
+            "device": _device_name(parameter.device),
+            "dtype": str(parameter.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+            "rounds": rounds,
+            "statistic": "median, the models in turn",
+            "mode": "eager",
+        }
+    example = example_inputs_of(before)
+    costs = [
+        Cost(count_parameters(model), count_macs(model, example), latency.get(name)) for name, model in models.items()
+    ]
+    return costs[0], costs[1], conditions
+
+
+def changed_arguments(args: TrainingArguments) -> dict[str, Any]:
+    """Return the training arguments that differ from their defaults, without folders, tokens and the plan."""
+    defaults = type(args)(**({"num_pruned_blocks": 1} if hasattr(args, "num_pruned_blocks") else {})).to_dict()
+    return {
+        name: value
+        for name, value in args.to_dict().items()
+        if value != defaults.get(name) and not any(part in name for part in _PRIVATE)
+    }
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({platform.machine()}, {os.cpu_count()} cores)"

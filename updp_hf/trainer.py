@@ -1,0 +1,363 @@
+"""The Trainer that prunes: select, gate, calibrate, anneal, merge, save."""
+
+import copy
+import math
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import safetensors
+import safetensors.torch
+import torch
+import torch.nn.functional as F  # noqa: N812
+from accelerate.utils import broadcast_object_list
+from huggingface_hub import upload_folder
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, Subset
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import SAFE_WEIGHTS_NAME, logging
+
+from updp_hf.calibration import calibrate_
+from updp_hf.callback import UPDPCallback
+from updp_hf.configuration_updp import UPDPConfig
+from updp_hf.core.cost import count_macs
+from updp_hf.core.gate import gates
+from updp_hf.core.plan import Plan, PlanError
+from updp_hf.core.policy import ramp
+from updp_hf.inputs import base_model_of, example_inputs_of
+from updp_hf.modeling_updp import updp_config
+from updp_hf.report import Report, changed_arguments, compare_costs
+from updp_hf.selection import Selector, last, least_damage, uniform
+from updp_hf.surgery import gate_, merge, plan_of, require_sites
+from updp_hf.training_args import UPDPTrainingArguments
+
+__all__ = ["UPDPTrainer"]
+
+logger = logging.get_logger(__name__)
+
+
+class UPDPTrainer(Trainer):
+    """Prune a vision checkpoint while fine-tuning it.
+
+    `train()` selects the blocks if no plan was given, gates them, calibrates what is new, and anneals the gates
+    during training; `save_model()` merges and saves. Everything else is `Trainer`.
+
+    Args:
+        model: the checkpoint, unpruned.
+        args: what to prune and how, beside the usual.
+        teacher: the image classifier to distil from; by default the checkpoint itself, if `args` ask for distillation.
+        **kwargs: as for `Trainer`.
+
+    Example:
+        >>> trainer = UPDPTrainer(
+        ...     model=model,
+        ...     args=UPDPTrainingArguments("vit-p6", num_pruned_blocks=6, num_train_epochs=10),
+        ...     train_dataset=train,
+        ...     eval_dataset=test,
+        ...     processing_class=processor,
+        ... )
+        >>> trainer.train()
+        >>> trainer.save_model()
+    """
+
+    args: UPDPTrainingArguments
+
+    def __init__(
+        self, model: nn.Module, args: UPDPTrainingArguments, *, teacher: nn.Module | None = None, **kwargs: Any
+    ):
+        if not isinstance(args, UPDPTrainingArguments):
+            raise TypeError(f"`args` is {type(args).__name__}, expected UPDPTrainingArguments.")
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"{args.n_gpu} GPUs are visible to one process, which would use DataParallel: start the script with "
+                "`accelerate launch`."
+            )
+        source = Path(str(getattr(getattr(model, "config", None), "_name_or_path", "") or "."))
+        if (source / "config.json").is_file() and source.resolve() == Path(args.output_dir).resolve():
+            raise ValueError(
+                f"`output_dir` is {args.output_dir}, where the checkpoint itself lies: choose another folder."
+            )
+        self.callback = UPDPCallback(ramp(args.ramp, args.ramp_start, args.ramp_end))  # type: ignore[arg-type]
+        self.base = copy.deepcopy(model).eval().requires_grad_(False)
+        super().__init__(model=model, args=args, **kwargs)
+        self.add_callback(self.callback)
+        self.teacher = teacher
+        self._macs = count_macs(model, example_inputs_of(model))
+
+    # before the loop
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Select, gate, calibrate, then train: see `Trainer.train`."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(f"There is no checkpoint in {self.args.output_dir} to resume from: start without.")
+        if isinstance(resume_from_checkpoint, str):
+            gate_(self.model, _plan_in(resume_from_checkpoint))
+        elif not any(True for _ in gates(self.model)):
+            images = self._calibration_batches()
+            plan = self._agreed_plan(images)
+            gate_(self.model, plan)
+            calibrate_(self.model, images)
+            logger.info("Pruning %d blocks: %s.", len(plan.blocks), ", ".join(plan.blocks))
+        if self.args.distillation != "none":
+            self._prepare_teacher()
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _agreed_plan(self, images: list[dict[str, Tensor]]) -> Plan:
+        """The plan given, or the one selected; the main process's choice, so that all processes prune alike."""
+        args = self.args
+        if isinstance(args.plan, Plan):
+            return args.plan
+        if args.plan is not None:
+            return Plan.load(args.plan)
+        selectors: dict[str, Callable[[], Selector]] = {
+            "least-damage": lambda: least_damage(self.model, images),
+            "uniform": lambda: uniform,
+            "last": lambda: last,
+        }
+        sites = require_sites(self.model, args.form)
+        chosen = selectors[args.selector]()(sites, args.num_pruned_blocks or 0)
+        start, end = args.start, args.end_activation
+        plan = Plan(chosen, start=start, end_activation=end, **base_model_of(self.model))  # type: ignore[arg-type]
+        return broadcast_object_list([plan])[0]  # type: ignore[no-any-return]
+
+    def _calibration_batches(self) -> list[dict[str, Tensor]]:
+        """The first images of a fixed shuffle, the same on every process."""
+        dataset = self.train_dataset
+        if dataset is None or isinstance(dataset, IterableDataset):
+            raise ValueError(
+                f"`train_dataset` is {type(dataset).__name__}, but calibration reads some images by index: pass a "
+                "map-style dataset, or gate and calibrate the model yourself before building the trainer."
+            )
+        generator = torch.Generator().manual_seed(self.args.seed)
+        indices = torch.randperm(len(dataset), generator=generator)[: self.args.calibration_size].tolist()
+        subset = dataset.select(indices) if isinstance(dataset, datasets.Dataset) else Subset(dataset, indices)
+        if isinstance(subset, datasets.Dataset):
+            subset = self._remove_unused_columns(subset, description="calibration")
+        loader = DataLoader(subset, batch_size=self.args.per_device_eval_batch_size, collate_fn=self.data_collator)
+        with torch.random.fork_rng():
+            # Augmentation draws from the global generator; training is not to notice.
+            torch.manual_seed(self.args.seed)
+            name = self.base.main_input_name if isinstance(self.base, PreTrainedModel) else "pixel_values"
+            return [{name: batch[name]} for batch in loader]
+
+    def _prepare_teacher(self) -> None:
+        teacher = self.base if self.teacher is None else self.teacher
+        if any(True for _ in gates(teacher)):
+            raise ValueError("The teacher has gates, expected an unpruned image classifier: pass one as `teacher`.")
+        on_cuda = self.args.device.type == "cuda"
+        teacher = copy.deepcopy(teacher).to(self.args.device, torch.bfloat16 if on_cuda else None)
+        self._teacher = teacher.eval().requires_grad_(False)
+
+    # within the loop
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Return the loss of the labels, mixed with that of the teacher while training.
+
+        Soft distillation is Hinton et al. (arXiv 1503.02531): temperature² · KL(teacher ‖ student), both softened;
+        hard distillation is DeiT's (arXiv 2012.12877): cross entropy with the teacher's classes.
+        """
+        if self.args.distillation == "none" or not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        images = {name: value for name, value in inputs.items() if name != "labels"}
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        with torch.no_grad():
+            teacher = self._teacher(**{k: v.to(self._teacher.dtype) for k, v in images.items()}).logits.float()
+        losses = distillation_losses(
+            outputs["logits"].float(), teacher, hard=self.args.distillation == "hard", temperature=self.args.temperature
+        )
+        # Averaged as the Trainer averages the loss of the labels: over the accumulated batch of all processes if it
+        # counted that, else over this batch.
+        if num_items_in_batch is not None and (self.model_accepts_loss_kwargs or self.compute_loss_func):
+            processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+            distilled = losses.sum() * processes / num_items_in_batch
+        else:
+            distilled = losses.mean()
+        weight = self.args.distillation_weight
+        loss = (1 - weight) * loss + weight * distilled
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with λ beside the loss.
+
+        Raises:
+            ValueError: the gradients are not numbers any more.
+        """
+        if "loss" in logs:
+            logs = {**logs, "lambda": self.callback.lambda_at(max(self.state.global_step - 1, 0), self.state.max_steps)}
+        if math.isnan(logs.get("grad_norm", 0.0)) and not self.args.fp16:
+            raise ValueError(
+                f"The gradients are NaN at step {self.state.global_step} (learning rate "
+                f"{self._get_learning_rate():.1e}): lower the learning rate, lengthen the ramp, or look for broken images."
+            )
+        super().log(logs, start_time)
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Return what is decayed: matrices and kernels, and no vector whatever its name."""
+        return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Return the operations of one step: forward, and twice as many backward."""
+        return 6 * self._macs * len(next(iter(inputs.values())))
+
+    # checkpoints
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Save a training checkpoint that no `from_pretrained` takes for a pruned model, under the names of today.
+
+        Transformers would write the names of its version 4 and not load them again when training resumes.
+        """
+        if not any(True for _ in gates(self.model)):
+            super()._save(output_dir, state_dict)
+            return
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        safetensors.torch.save_model(model, str(folder / SAFE_WEIGHTS_NAME), metadata={"format": "pt"})
+        fields = {"plan": plan_of(model).to_dict(), "is_gated": True}
+        config = updp_config(model, **fields) if isinstance(model, PreTrainedModel) else UPDPConfig(**fields)
+        config.save_pretrained(folder)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
+        torch.save(self.args, folder / TRAINING_ARGS_NAME)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Load strictly: a checkpoint of another structure is an error, not a warning."""
+        self._load_strictly(resume_from_checkpoint, model or self.model)
+
+    def _load_best_model(self) -> None:
+        logger.info("Loading the best model, %s.", self.state.best_model_checkpoint)
+        self._load_strictly(str(self.state.best_model_checkpoint), self.model)
+
+    def _load_strictly(self, folder: str, model: nn.Module) -> None:
+        file = Path(folder) / SAFE_WEIGHTS_NAME
+        if not file.is_file():
+            raise ValueError(f"{folder} holds no {SAFE_WEIGHTS_NAME}: is the checkpoint complete?")
+        try:
+            safetensors.torch.load_model(model, file)
+        except (RuntimeError, safetensors.SafetensorError) as error:
+            raise ValueError(
+                f"The checkpoint {folder} does not fit the model: {error}. Resume with the model, the plan and the "
+                "options that the run was started with."
+            ) from error
+
+    # after the loop
+
+    def merge(self) -> nn.Module:
+        """Return the merged model, on the CPU: see `merge`."""
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        return merge(copy.deepcopy(model).cpu().eval())
+
+    def report(self, merged: nn.Module) -> Report:
+        """Return the facts of this run. Accuracies are those that were logged: at λ = 0 and after the ramp."""
+        evaluations = [entry for entry in self.state.log_history if "eval_loss" in entry]
+        closed = [e for e in evaluations if self.callback.lambda_at(int(e["step"]) - 1, self.state.max_steps) == 1.0]
+        before, after, _ = compare_costs(copy.deepcopy(self.base).cpu(), merged)
+        return Report(
+            plan=plan_of(self.model).to_dict(),
+            before=before,
+            after=after,
+            merge_error=getattr(getattr(merged, "config", None), "merge_error", None),
+            metrics_before=_metrics(evaluations[0]) if evaluations and evaluations[0]["step"] == 0 else {},
+            metrics_after=_metrics(closed[-1]) if closed else {},
+            arguments=changed_arguments(self.args),
+            seed=self.args.seed,
+        )
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Merge and save: weights, configuration, processor and report. All files are complete or none is there.
+
+        Raises:
+            MergeError: the gates are not closed yet.
+        """
+        if _internal_call or not any(True for _ in gates(self.model)):
+            super().save_model(output_dir, _internal_call)
+            return
+        if self.is_world_process_zero():
+            merged = self.merge()
+            folder = Path(output_dir or self.args.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as unfinished:
+                self._write_merged(merged, unfinished)
+                for file in Path(unfinished).iterdir():
+                    os.replace(file, folder / file.name)
+            logger.info("Saved the merged model in %s.", folder)
+        self.accelerator.wait_for_everyone()
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "Add pruned model",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Merge and upload what `save_model` saves, in one commit; never checkpoints, optimizer state or pickles."""
+        self.init_hf_repo(token=token, private=private)
+        if not self.is_world_process_zero():
+            return None
+        with tempfile.TemporaryDirectory() as folder:
+            self._write_merged(self.merge(), folder)
+            return upload_folder(
+                repo_id=self.hub_model_id,
+                folder_path=folder,
+                commit_message=commit_message,
+                token=token or self.args.hub_token,
+                revision=revision or self.args.hub_revision,
+            )
+
+    def _write_merged(self, merged: nn.Module, folder: str) -> None:
+        if not isinstance(merged, PreTrainedModel):
+            raise ValueError(
+                f"{type(merged).__name__} is no transformers model, so there is no configuration to save it with: load "
+                "it through AutoModelForImageClassification, which wraps timm models, and prune that."
+            )
+        merged.save_pretrained(folder)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
+        self.report(merged).save(folder)
+
+
+def distillation_losses(student: Tensor, teacher: Tensor, *, hard: bool, temperature: float = 1.0) -> Tensor:
+    """Return the distillation loss of each image, from logits of shape `(batch, classes)`.
+
+    Raises:
+        ValueError: student and teacher have different classes.
+    """
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"The teacher returns logits of shape {tuple(teacher.shape)}, the student {tuple(student.shape)}: use a "
+            "teacher with the same classes."
+        )
+    if hard:
+        return F.cross_entropy(student, teacher.argmax(-1), reduction="none")
+    target = F.log_softmax(teacher / temperature, -1)
+    found = F.log_softmax(student / temperature, -1)
+    return temperature**2 * F.kl_div(found, target, reduction="none", log_target=True).sum(-1)
+
+
+def _plan_in(checkpoint: str) -> Plan:
+    config = UPDPConfig.from_pretrained(checkpoint)
+    if not getattr(config, "is_gated", False) or not config.plan:
+        raise PlanError(f"{checkpoint} is no checkpoint of a pruning run: resume from a folder `checkpoint-*` of one.")
+    return Plan.from_dict(config.plan)
+
+
+def _metrics(entry: dict[str, float]) -> dict[str, float]:
+    timing = ("runtime", "per_second")
+    return {k.removeprefix("eval_"): v for k, v in entry.items() if k.startswith("eval_") and not k.endswith(timing)}

@@ -1,0 +1,106 @@
+"""The Trainer's arguments, and those that pruning adds."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import TrainingArguments
+
+from updp_hf.core.plan import Plan
+from updp_hf.core.policy import ramp
+from updp_hf.core.sites import Form
+from updp_hf.layout_updp import END_ACTIVATIONS
+
+__all__ = ["UPDPTrainingArguments"]
+
+SELECTORS = ("least-damage", "uniform", "last")
+
+
+@dataclass
+class UPDPTrainingArguments(TrainingArguments):
+    """Arguments of `UPDPTrainer`: all of `TrainingArguments`, and what to prune and how."""
+
+    num_pruned_blocks: int | None = field(
+        default=None, metadata={"help": "How many blocks to prune. Give this or `plan`."}
+    )
+    plan: str | None = field(
+        default=None, metadata={"help": "JSON file of a plan, which says exactly what to prune. In code, also a Plan."}
+    )
+    selector: str = field(
+        default="least-damage",
+        metadata={"help": "How to choose the blocks if there is no plan.", "choices": list(SELECTORS)},
+    )
+    form: str = field(
+        default=Form.FFN.value,
+        metadata={"help": "What pruning leaves of a block.", "choices": [form.value for form in Form]},
+    )
+    start: str = field(
+        default="inherit",
+        metadata={
+            "help": "Where the pruned branch starts: from the checkpoint's own weights (UPDP) or from a fit to it.",
+            "choices": ["inherit", "fit"],
+        },
+    )
+    end_activation: str | None = field(
+        default=None,
+        metadata={
+            "help": "Activation put behind each pruned block after a BatchNorm (UPDP); none by default.",
+            "choices": list(END_ACTIVATIONS),
+        },
+    )
+    ramp: str = field(
+        default="linear", metadata={"help": "Shape of λ over the ramp.", "choices": ["linear", "cosine", "constant"]}
+    )
+    ramp_start: float = field(default=0.0, metadata={"help": "Where λ leaves 0, as a fraction of all steps."})
+    ramp_end: float = field(default=0.5, metadata={"help": "Where λ reaches 1, as a fraction of all steps."})
+    calibration_size: int = field(
+        default=256, metadata={"help": "Number of training images used to calibrate, fit and select."}
+    )
+    distillation: str = field(
+        default="none",
+        metadata={
+            "help": "Learn from the teacher's probabilities (soft), its classes (hard), or not at all.",
+            "choices": ["none", "soft", "hard"],
+        },
+    )
+    distillation_weight: float = field(
+        default=0.5, metadata={"help": "Share of the teacher in the loss, from 0 to 1; the labels have the rest."}
+    )
+    temperature: float = field(default=2.0, metadata={"help": "Temperature of soft distillation, above 0."})
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without a model."""
+        super().__post_init__()
+        if (self.num_pruned_blocks is None) == (self.plan is None):
+            given = "both" if self.plan is not None else "neither"
+            raise ValueError(f"Of `num_pruned_blocks` and `plan`, {given} is given: give one of them.")
+        for name, choices in (
+            ("selector", SELECTORS),
+            ("form", tuple(Form)),
+            ("start", ("inherit", "fit")),
+            ("end_activation", (None, *END_ACTIVATIONS)),
+            ("distillation", ("none", "soft", "hard")),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}, expected one of {[str(c) for c in choices]}.")
+        ramp(self.ramp, self.ramp_start, self.ramp_end)  # type: ignore[arg-type]  # raises what is wrong with it
+        if not 0.0 <= self.distillation_weight <= 1.0 or self.temperature <= 0.0 or self.calibration_size < 1:
+            raise ValueError(
+                f"`distillation_weight` is {self.distillation_weight}, `temperature` {self.temperature} and "
+                f"`calibration_size` {self.calibration_size}, expected a weight in [0, 1], a temperature above 0 and "
+                "at least one image."
+            )
+        if self.push_to_hub and self.hub_strategy != "end":
+            raise ValueError(
+                f"`hub_strategy` is {self.hub_strategy.value!r}, which would publish unfinished weights under the "
+                "model's name: set it to 'end'."
+            )
+        if self.ddp_find_unused_parameters is None:
+            # An open or closed gate leaves one of its sides without gradients.
+            self.ddp_find_unused_parameters = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the arguments as JSON values, a plan given as an object included."""
+        document: dict[str, Any] = super().to_dict()
+        if isinstance(self.plan, Plan):
+            document["plan"] = self.plan.to_dict()
+        return document
