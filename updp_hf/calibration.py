@@ -43,23 +43,22 @@ def calibrate_(model: nn.Module, batches: Iterable[Mapping[str, Any] | Tensor], 
     chosen = sites or plan.sites
     moments: dict[nn.Module, Moments] = {}
 
-    norms = [gate for site in chosen for gate in _norm_gates(model, plan, site)]
-    ends = [wrapper.end for wrapper in _end_wrappers(model, plan, chosen)]
-    _run(model, images, {gate: _summing(moments, gate, Moments.per_channel) for gate in (*norms, *ends)})
-    for gate in norms:
-        assert isinstance(gate.pruned, ChannelBatchNorm)
-        _set_norm_(gate.pruned.norm, moments[gate])
-    for gate in ends:
-        assert isinstance(gate, Gate) and isinstance(gate.pruned, nn.Sequential)
-        _set_norm_(gate.pruned[0].norm, moments[gate])
+    closed_norms: list[Gate] = [gate for site in chosen for gate in _norm_gates(model, plan, site)]
+    closed_norms += _end_gates(model, plan, chosen)
+    _run(model, images, {gate: _summing(moments, gate, Moments.per_channel) for gate in closed_norms})
+    for gate in closed_norms:
+        _set_norm_(_batch_norm_of(gate), moments[gate])
 
     hooks: dict[nn.Module, Hook] = {}
-    fitted = [(site, gate) for site in chosen if (gate := _fit_gate(model, plan, site)) is not None]
-    for site, gate in fitted:
-        norm = next((norm for norm in _norm_gates(model, plan, site)), None)
-        hooks |= _regression_hooks(moments, gate, norm)
+    fitted: list[Gate] = []
+    for site in chosen:
+        branch = _fit_gate(model, plan, site)
+        if branch is not None:
+            leading = _norm_gates(model, plan, site) if site.run[0] in site.norms else []
+            hooks |= _regression_hooks(moments, branch, next(iter(leading), None))
+            fitted.append(branch)
     _run(model, images, hooks)
-    for _, gate in fitted:
+    for gate in fitted:
         assert isinstance(gate.pruned, nn.Linear)
         weight, bias = fit_linear(moments[gate])
         gate.pruned.weight.copy_(weight)
@@ -71,11 +70,17 @@ def _norm_gates(model: nn.Module, plan: Plan, site: Site) -> list[Gate]:
     return [gate for slot in slots if isinstance(gate := get_slot(model, slot), Gate)]
 
 
-def _end_wrappers(model: nn.Module, plan: Plan, sites: Sequence[Site]) -> list[EndActivation]:
+def _end_gates(model: nn.Module, plan: Plan, sites: Sequence[Site]) -> list[Gate]:
     if plan.end_activation is None:
         return []
-    blocks = dict.fromkeys(site.block for site in sites)
-    return [wrapper for block in blocks if isinstance(wrapper := get_slot(model, block), EndActivation)]
+    wrappers = [get_slot(model, block) for block in dict.fromkeys(site.block for site in sites)]
+    return [w.end for w in wrappers if isinstance(w, EndActivation) and isinstance(w.end, Gate)]
+
+
+def _batch_norm_of(gate: Gate) -> nn.BatchNorm1d:
+    norm = gate.pruned[0] if isinstance(gate.pruned, nn.Sequential) else gate.pruned
+    assert isinstance(norm, ChannelBatchNorm)
+    return norm.norm
 
 
 def _fit_gate(model: nn.Module, plan: Plan, site: Site) -> Gate | None:
@@ -126,7 +131,8 @@ def _run(model: nn.Module, images: list[Any], hooks: Mapping[nn.Module, Hook]) -
 
 def _set_norm_(norm: nn.BatchNorm1d, moments: Moments) -> None:
     mean, variance, weight, bias = fit_scale(moments, norm.eps)
-    assert norm.running_mean is not None and norm.running_var is not None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     for tensor, value in zip(
         (norm.running_mean, norm.running_var, norm.weight, norm.bias), (mean, variance, weight, bias), strict=True
     ):

@@ -60,10 +60,10 @@ def logits_of(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
     return logits
 
 
-def base_model_of(model: nn.Module) -> dict[str, str]:
-    """Return the Hub id that `model` was loaded from as `base_model`, empty if it came from elsewhere."""
+def base_model_of(model: nn.Module) -> str:
+    """Return the Hub id that `model` was loaded from, empty if it came from elsewhere."""
     name = str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
-    return {"base_model": "" if not name or Path(name).exists() else name}
+    return "" if not name or Path(name).exists() else name
 
 
 def check_batches(batches: Iterable[Any]) -> list[Any]:

@@ -68,7 +68,8 @@ class ChannelBatchNorm(nn.Module):
         self.norm = nn.BatchNorm1d(channels, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x.reshape(-1, x.shape[-1])).view(x.shape)
+        normalised: Tensor = self.norm(x.reshape(-1, x.shape[-1]))
+        return normalised.view(x.shape)
 
 
 class EndActivation(nn.Module):
@@ -168,7 +169,7 @@ _FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {
     "end": {
         "channels": lambda n: _is_count(n, MAX_FEATURES),
         "eps": lambda eps: isinstance(eps, float) and 0 < eps < 1,
-        "activation": lambda name: name in END_ACTIVATIONS,
+        "activation": lambda name: isinstance(name, str) and name in END_ACTIVATIONS,
     },
 }
 
@@ -179,7 +180,7 @@ def _is_count(number: Any, largest: int) -> bool:
 
 def _check(model: nn.Module, path: Any, spec: Any) -> None:
     kind = spec.get("kind") if isinstance(spec, Mapping) else None
-    if kind not in _FIELDS:
+    if not isinstance(kind, str) or kind not in _FIELDS:
         raise ValueError(
             f"The layout puts {spec!r} into the slot {path!r}, but this version of updp_hf knows the kinds "
             f"{sorted(_FIELDS)}: was the model made by a newer version?"

@@ -31,7 +31,7 @@ def top_k_accuracy(logits: Any, labels: Any, k: int = 1) -> float:
     return float((best == targets[:, None]).any(axis=1).mean())
 
 
-class TopKAccuracy(evaluate.Metric):  # type: ignore[misc]
+class TopKAccuracy(evaluate.Metric):
     """The fraction of images whose label is among the five classes with the largest logits."""
 
     k = 5

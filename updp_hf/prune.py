@@ -52,7 +52,7 @@ def prune(
     sites = require_sites(model, form)
     chosen = (selector or least_damage(model, images))(sites, num_blocks)
     gated = copy.deepcopy(model)
-    gate_(gated, Plan(chosen, start="fit", **base_model_of(model)))
+    gate_(gated, Plan(chosen, start="fit", base_model=base_model_of(model)))
     for site in chosen:
         calibrate_(gated, images, [site])
         for gate in site_gates(gated, site):

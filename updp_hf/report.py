@@ -16,7 +16,7 @@ from updp_hf.core.cost import count_macs, count_parameters, measure_latency
 from updp_hf.core.plan import library_versions
 from updp_hf.inputs import example_inputs_of
 
-__all__ = ["Cost", "Report", "changed_arguments", "compare_costs"]
+__all__ = ["Cost", "Report", "changed_arguments", "measure_costs", "side_by_side"]
 
 REPORT_NAME = "updp_report.json"
 _PRIVATE = ("token", "dir", "path", "plan")
@@ -30,6 +30,14 @@ class Cost:
     macs: int  # multiply-accumulates per image
     latency: dict[str, float] | None = None  # median seconds of one forward, by batch size
 
+    def facts(self) -> dict[str, str]:
+        """Return the numbers as people read them."""
+        return {
+            "parameters": f"{self.parameters / 1e6:.2f} M",
+            "MACs per image": f"{self.macs / 1e6:.1f} M",
+            **{f"latency, batch {size}": f"{seconds * 1e3:.2f} ms" for size, seconds in (self.latency or {}).items()},
+        }
+
 
 @dataclass
 class Report:
@@ -41,6 +49,7 @@ class Report:
     merge_error: float | None = None
     metrics_before: dict[str, float] = field(default_factory=dict)
     metrics_after: dict[str, float] = field(default_factory=dict)
+    metrics_without_training: dict[str, float] = field(default_factory=dict)
     latency_conditions: dict[str, Any] = field(default_factory=dict)
     arguments: dict[str, Any] = field(default_factory=dict)
     seed: int | None = None
@@ -58,25 +67,25 @@ class Report:
         return cls(**{**document, "before": Cost(**document["before"]), "after": Cost(**document["after"])})
 
 
-def compare_costs(
-    before: nn.Module, after: nn.Module, batch_sizes: Sequence[int] = (), rounds: int = 15
-) -> tuple[Cost, Cost, dict[str, Any]]:
+def measure_costs(
+    models: Mapping[str, nn.Module], batch_sizes: Sequence[int] = (), rounds: int = 15
+) -> tuple[dict[str, Cost], dict[str, Any]]:
     """Return what each model costs, and the conditions under which the latency was measured.
 
     Args:
-        before: the checkpoint.
-        after: the merged model.
+        models: models for the same images, on one device.
         batch_sizes: the batch sizes to measure latency at; none measures no latency.
-        rounds: how often each model runs at each batch size, the two in turn.
+        rounds: how often each model runs at each batch size, the models in turn.
     """
-    models = {"before": before.eval(), "after": after.eval()}
-    latency: Mapping[str, Any] = {}
+    first = next(iter(models.values()))
+    for model in models.values():
+        model.eval()
+    latency: dict[str, dict[str, float]] = {}
     conditions: dict[str, Any] = {}
     if batch_sizes:
-        inputs = [example_inputs_of(before, size) for size in batch_sizes]
-        medians = measure_latency(models, inputs, rounds=rounds)
+        medians = measure_latency(models, [example_inputs_of(first, size) for size in batch_sizes], rounds=rounds)
         latency = {name: dict(zip(map(str, batch_sizes), times, strict=True)) for name, times in medians.items()}
-        parameter = next(before.parameters())
+        parameter = next(first.parameters())
         conditions = {
             "device": _device_name(parameter.device),
             "dtype": str(parameter.dtype).removeprefix("torch."),
@@ -85,11 +94,25 @@ def compare_costs(
             "statistic": "median, the models in turn",
             "mode": "eager",
         }
-    example = example_inputs_of(before)
-    costs = [
-        Cost(count_parameters(model), count_macs(model, example), latency.get(name)) for name, model in models.items()
+    example = example_inputs_of(first)
+    costs = {
+        name: Cost(count_parameters(model), count_macs(model, example), latency.get(name))
+        for name, model in models.items()
+    }
+    return costs, conditions
+
+
+def side_by_side(columns: Mapping[str, Mapping[str, str]]) -> str:
+    """Return a Markdown table with one column of facts for each name; a fact that one lacks reads "not measured"."""
+    names = list(dict.fromkeys(name for facts in columns.values() for name in facts))
+    rows = [
+        ["", *columns],
+        *([name, *(facts.get(name, "not measured") for facts in columns.values())] for name in names),
     ]
-    return costs[0], costs[1], conditions
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    rule = "-|-".join("-" * width for width in widths)
+    return "\n".join(f"| {line} |" for line in (lines[0], rule, *lines[1:]))
 
 
 def changed_arguments(args: TrainingArguments) -> dict[str, Any]:

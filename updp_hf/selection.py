@@ -1,4 +1,4 @@
-"""Which sites to close. Every selector takes the candidates and a count, and returns that many in order of execution."""
+"""Which sites to close: every selector takes candidates and a count, and returns that many in order of execution."""
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -44,9 +44,11 @@ def uniform(sites: Sequence[Site], count: int) -> tuple[Site, ...]:
 
 
 def least_damage(model: nn.Module, batches: Iterable[Mapping[str, Any] | Tensor]) -> Selector:
-    """Return the selector that keeps what hurts most to close: each site is closed alone, at its best fit, and the
-    divergence of the logits from those of `model` is measured on `batches`. No labels are needed.
-    """  # noqa: D205
+    """Return the selector that closes what hurts least.
+
+    Each site is closed alone, at its best fit, and the divergence of the predictions from those of `model` is measured
+    on `batches`. No labels are needed.
+    """
     images = check_batches(batches)
 
     def select(sites: Sequence[Site], count: int) -> tuple[Site, ...]:

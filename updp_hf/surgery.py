@@ -220,7 +220,7 @@ def _append_end_(model: nn.Module, block: str, plan: Plan) -> None:
 
 def _merge_site_(merged: nn.Module, site: Site) -> dict[str, dict[str, Any]]:
     """Fold one site in place and return its part of the layout."""
-    identity = {"kind": "identity"}
+    identity: dict[str, Any] = {"kind": "identity"}
     if site.form in (Form.ATTENTION_DROP, Form.BLOCK_DROP):
         drop = Zero if site.form is Form.ATTENTION_DROP else Skip
         layout = dict.fromkeys(site.run[:-1], identity)
@@ -259,7 +259,8 @@ def _linear_spec(linear: nn.Module) -> dict[str, Any]:
 
 def _merge_end_(merged: nn.Module, block: str, plan: Plan) -> dict[str, Any]:
     wrapper = get_slot(merged, block)
-    assert isinstance(wrapper, EndActivation) and isinstance(wrapper.end, Gate)
+    assert isinstance(wrapper, EndActivation)
+    assert isinstance(wrapper.end, Gate)
     wrapper.end = wrapper.end.pruned
     channels = next(site.channels for site in plan.sites if site.block == block)
     return {"kind": "end", "channels": channels, "eps": END_EPS, "activation": plan.end_activation}

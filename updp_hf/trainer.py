@@ -31,7 +31,7 @@ from updp_hf.core.plan import Plan, PlanError
 from updp_hf.core.policy import ramp
 from updp_hf.inputs import base_model_of, example_inputs_of
 from updp_hf.modeling_updp import updp_config
-from updp_hf.report import Report, changed_arguments, compare_costs
+from updp_hf.report import Report, changed_arguments, measure_costs
 from updp_hf.selection import Selector, last, least_damage, uniform
 from updp_hf.surgery import gate_, merge, plan_of, require_sites
 from updp_hf.training_args import UPDPTrainingArguments
@@ -39,6 +39,9 @@ from updp_hf.training_args import UPDPTrainingArguments
 __all__ = ["UPDPTrainer"]
 
 logger = logging.get_logger(__name__)
+
+REPORTED_BATCH_SIZES = (1, 8)
+"""Batch sizes at which a saved model's latency is measured."""
 
 
 class UPDPTrainer(Trainer):
@@ -89,6 +92,11 @@ class UPDPTrainer(Trainer):
         self.teacher = teacher
         self._macs = count_macs(model, example_inputs_of(model))
 
+    @property
+    def plan(self) -> Plan:
+        """The plan that is followed; known once `train` has begun."""
+        return plan_of(self.model)
+
     # before the loop
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
@@ -124,7 +132,7 @@ class UPDPTrainer(Trainer):
         sites = require_sites(self.model, args.form)
         chosen = selectors[args.selector]()(sites, args.num_pruned_blocks or 0)
         start, end = args.start, args.end_activation
-        plan = Plan(chosen, start=start, end_activation=end, **base_model_of(self.model))  # type: ignore[arg-type]
+        plan = Plan(chosen, start, end, base_model=base_model_of(self.model))  # type: ignore[arg-type]
         return broadcast_object_list([plan])[0]  # type: ignore[no-any-return]
 
     def _calibration_batches(self) -> list[dict[str, Tensor]]:
@@ -200,7 +208,7 @@ class UPDPTrainer(Trainer):
         if math.isnan(logs.get("grad_norm", 0.0)) and not self.args.fp16:
             raise ValueError(
                 f"The gradients are NaN at step {self.state.global_step} (learning rate "
-                f"{self._get_learning_rate():.1e}): lower the learning rate, lengthen the ramp, or look for broken images."
+                f"{self._get_learning_rate():.1e}): lower the learning rate, lengthen the ramp, or find broken images."
             )
         super().log(logs, start_time)
 
@@ -266,11 +274,14 @@ class UPDPTrainer(Trainer):
         """Return the facts of this run. Accuracies are those that were logged: at λ = 0 and after the ramp."""
         evaluations = [entry for entry in self.state.log_history if "eval_loss" in entry]
         closed = [e for e in evaluations if self.callback.lambda_at(int(e["step"]) - 1, self.state.max_steps) == 1.0]
-        before, after, _ = compare_costs(copy.deepcopy(self.base).cpu(), merged)
+        device = self.args.device
+        models = {"before": copy.deepcopy(self.base).to(device), "after": copy.deepcopy(merged).to(device)}
+        costs, conditions = measure_costs(models, batch_sizes=REPORTED_BATCH_SIZES)
         return Report(
-            plan=plan_of(self.model).to_dict(),
-            before=before,
-            after=after,
+            plan=self.plan.to_dict(),
+            before=costs["before"],
+            after=costs["after"],
+            latency_conditions=conditions,
             merge_error=getattr(getattr(merged, "config", None), "merge_error", None),
             metrics_before=_metrics(evaluations[0]) if evaluations and evaluations[0]["step"] == 0 else {},
             metrics_after=_metrics(closed[-1]) if closed else {},

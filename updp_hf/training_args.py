@@ -94,9 +94,8 @@ class UPDPTrainingArguments(TrainingArguments):
                 f"`hub_strategy` is {self.hub_strategy.value!r}, which would publish unfinished weights under the "
                 "model's name: set it to 'end'."
             )
-        if self.ddp_find_unused_parameters is None:
-            # An open or closed gate leaves one of its sides without gradients.
-            self.ddp_find_unused_parameters = True
+        # An open or closed gate leaves one of its sides without gradients.
+        self.ddp_find_unused_parameters: bool | None = self.ddp_find_unused_parameters is not False
 
     def to_dict(self) -> dict[str, Any]:
         """Return the arguments as JSON values, a plan given as an object included."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import reduce
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from updp_hf.layout_updp import ChannelBatchNorm
@@ -16,7 +16,7 @@ from updp_hf.layout_updp import ChannelBatchNorm
 __all__ = ["AffineMap", "InexactMerge", "add", "apply", "compose", "fold", "identity", "is_readable", "read", "write"]
 
 
-class InexactMerge(ValueError):
+class InexactMerge(ValueError):  # noqa: N818
     """Two maps have no single map that equals them everywhere, borders included."""
 
 
@@ -137,7 +137,7 @@ def fold(maps: list[AffineMap]) -> AffineMap:
 
 
 def is_readable(module: nn.Module) -> bool:
-    """Return whether `read` accepts `module`, by exact type: a subclass may compute its weight or hide an activation."""
+    """Return whether `read` accepts `module`, by exact type: a subclass may compute its weight or hide something."""
     if isinstance(module, nn.Conv1d | nn.Conv2d):
         return type(module) in (nn.Conv1d, nn.Conv2d) and module.padding_mode == "zeros"
     return type(module) in (nn.Linear, *_BATCH_NORMS) or _is_scale(module)
@@ -204,7 +204,7 @@ def _is_scale(module: nn.Module) -> bool:
 
 
 def _f64(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", torch.float64)
+    return tensor.detach().to("cpu", torch.float64, copy=True)
 
 
 def _bias(bias: Tensor | None, channels: int, like: Tensor) -> Tensor:
@@ -212,14 +212,12 @@ def _bias(bias: Tensor | None, channels: int, like: Tensor) -> Tensor:
 
 
 def _padding(module: nn.Conv1d | nn.Conv2d) -> tuple[int, ...]:
-    match module.padding:
-        case "valid":
-            return (0, 0) * len(module.kernel_size)
-        case "same":
-            totals = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-            return tuple(p for total in reversed(totals) for p in (total // 2, total - total // 2))
-        case padding:
-            return tuple(int(p) for p in reversed(padding) for _ in range(2))
+    if module.padding == "valid":
+        return (0, 0) * len(module.kernel_size)
+    if isinstance(module.padding, str):  # "same"
+        totals = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+        return tuple(p for total in reversed(totals) for p in (total // 2, total - total // 2))
+    return tuple(p for p in reversed(module.padding) for _ in range(2))
 
 
 def _diagonal(scale: Tensor, shift: Tensor | None, like: AffineMap | None) -> AffineMap:
@@ -254,7 +252,10 @@ def _undilated(map: AffineMap) -> AffineMap:
         return map
     size = [d * (k - 1) + 1 for d, k in zip(map.dilation, map.kernel, strict=True)]
     weight = map.weight.new_zeros(*map.weight.shape[:2], *size)
-    weight[(..., *[slice(None, None, d) for d in map.dilation])] = map.weight
+    taps = weight
+    for axis, d in enumerate(map.dilation, start=2):
+        taps = taps.unfold(axis, 1, d).squeeze(-1)  # a view of every d-th tap
+    taps.copy_(map.weight)
     return replace(map, weight=weight, dilation=(1,) * len(size))
 
 

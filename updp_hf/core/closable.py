@@ -6,6 +6,7 @@ computes pointwise operations only, so GELU, QuickGELU and a user's own are foun
 
 from collections.abc import Callable
 from enum import Enum
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,7 +15,16 @@ from updp_hf.core import affine
 from updp_hf.core.graph import Call
 from updp_hf.layout_updp import ChannelBatchNorm
 
-__all__ = ["Closing", "Role", "close_activation", "close_norm", "is_registered", "register_closable", "role_of"]
+__all__ = [
+    "Closing",
+    "Role",
+    "close_activation",
+    "close_norm",
+    "is_pointwise",
+    "is_registered",
+    "register_closable",
+    "role_of",
+]
 
 Closing = Callable[[nn.Module, int], nn.Module]
 """From a non-linearity and its number of channels to the affine module that it closes to."""
@@ -37,6 +47,11 @@ _REGISTERED: dict[type[nn.Module], Closing] = {nn.PReLU: _to_identity}
 
 _NORMS = {torch.ops.aten.layer_norm.default, torch.ops.aten.rms_norm.default}
 _MULTIPLICATIONS = {torch.ops.aten.mul.Tensor, torch.ops.aten.mul_.Tensor}
+_UNTAGGED = {  # pointwise, but torch does not tag them so
+    torch.ops.aten.hardswish.default,
+    torch.ops.aten.hardswish_.default,
+    torch.ops.aten.log_sigmoid.default,
+}
 
 
 def register_closable(module_class: type[nn.Module], closing: Closing | None = None) -> None:
@@ -58,6 +73,11 @@ def is_registered(module: nn.Module) -> bool:
     return type(module) in _REGISTERED
 
 
+def is_pointwise(target: Any) -> bool:
+    """Return whether the operation `target` maps each element by itself."""
+    return target in _UNTAGGED or torch.Tag.pointwise in getattr(target, "tags", ())
+
+
 def role_of(module: nn.Module, call: Call) -> Role | None:
     """Return the role of `module`, whose one call is `call`, or None if it ends every run."""
     if len(call.inputs) != 1 or call.shape is None:
@@ -67,16 +87,18 @@ def role_of(module: nn.Module, call: Call) -> Role | None:
     targets = call.targets
     if type(module) is nn.Linear:
         return Role.DENSE if targets == [torch.ops.aten.linear.default] else None
+    if len(targets) == 1 and targets[0] in _NORMS:
+        return Role.NORM if call.operations[0].args[1] == [call.shape[-1]] else None
     if affine.is_readable(module):
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            return Role.DIAGONAL if targets == [torch.ops.aten.batch_norm.default] else None
-        return Role.DIAGONAL if len(targets) == 1 and targets[0] in _MULTIPLICATIONS else None
+            # It acts on axis 1, the Linears around it on the last one.
+            return Role.DIAGONAL if targets == [torch.ops.aten.batch_norm.default] and len(call.shape) == 2 else None
+        scales = len(targets) == 1 and targets[0] in _MULTIPLICATIONS
+        return Role.DIAGONAL if scales and next(module.parameters()).numel() == call.shape[-1] else None
     if call.shape != call.inputs[0].shape:
         return None
-    if len(targets) == 1 and targets[0] in _NORMS and call.operations[0].args[1] == [call.shape[-1]]:
-        return Role.NORM
     has_tensors = any(True for _ in (*module.parameters(), *module.buffers()))
-    if not has_tensors and all(torch.Tag.pointwise in getattr(target, "tags", ()) for target in targets):
+    if not has_tensors and all(is_pointwise(target) for target in targets):
         return Role.ACTIVATION
     return None
 

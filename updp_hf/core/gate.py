@@ -31,7 +31,8 @@ class Gate(nn.Module):
         self.pruned = pruned
         self.register_buffer("lam", torch.zeros((), dtype=torch.float32, device=None if like is None else like.device))
         self.stage = 0.0  # λ if that is 0 or 1, else 0.5: the branch taken in `forward` without asking the device
-        self.train(original.training)
+        self.training = original.training  # what is frozen inside `original` keeps its own mode
+        pruned.train(original.training)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.stage == 0.0:
@@ -64,7 +65,7 @@ class Gate(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Gate":
         exact = self.lam
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         # `.half()` must not round 0.999 up to 1.
         self.lam = exact.to(self.lam.device)
         return self

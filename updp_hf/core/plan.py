@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from updp_hf.core.sites import Form, Site
+from updp_hf.layout_updp import END_ACTIVATIONS
 
 __all__ = ["Plan", "PlanError", "library_versions"]
 
@@ -38,7 +39,7 @@ class Plan:
 
     sites: tuple[Site, ...]
     start: Literal["inherit", "fit"] = "inherit"
-    """`inherit`: the pruned branch shares the checkpoint's weights, as in UPDP; `fit`: it is one Linear fitted to them."""
+    """`inherit`: the pruned side shares the checkpoint's weights, as in UPDP; `fit`: it is a Linear fitted to them."""
     end_activation: str | None = None
     """Activation that follows each pruned block behind a BatchNorm, as in UPDP; None adds nothing."""
     base_model: str = ""
@@ -48,6 +49,11 @@ class Plan:
     def __post_init__(self) -> None:
         if self.start not in ("inherit", "fit"):
             raise PlanError(f"The plan's start is {self.start!r}, expected 'inherit' or 'fit'.")
+        if self.end_activation not in (None, *END_ACTIVATIONS):
+            raise PlanError(
+                f"The plan's end activation is {self.end_activation!r}, expected None or one of "
+                f"{sorted(END_ACTIVATIONS)}."
+            )
         if self.start == "fit":
             for site in self.sites:
                 if site.container is None:
@@ -104,7 +110,9 @@ class Plan:
                 for site in fields.pop("sites")
             )
             return cls(sites=sites, **fields)
-        except (TypeError, KeyError, AttributeError) as error:
+        except PlanError:
+            raise
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise PlanError(f"The plan cannot be read ({error}): was the file edited by hand?") from error
 
     def save(self, file: str | Path) -> None:

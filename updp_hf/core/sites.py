@@ -1,7 +1,6 @@
 """From the graph to the sites: the places in a model where closing non-linearities leaves less work behind."""
 
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -10,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from updp_hf.core.closable import Role, role_of
+from updp_hf.core.closable import Role, is_pointwise, role_of
 from updp_hf.core.graph import Call, Graph, stock_modules
 
 __all__ = ["Form", "Refusal", "Site", "Structure"]
@@ -143,7 +142,8 @@ class Structure:
                 activations=tuple(call.path for call in run if self.roles[id(call)] is Role.ACTIVATION),
                 norms=tuple(call.path for call in run if self.roles[id(call)] is Role.NORM),
                 container=self._container_of(chain[dense[0] : dense[-1] + 1], block),
-                **_size(run[-1]),
+                channels=_channels(run[-1]),
+                tokens=_tokens(run[-1]),
             )
 
     def _chains(self, block: str) -> Iterator[list[Call]]:
@@ -158,8 +158,9 @@ class Structure:
                 yield chain
 
     def _container_of(self, calls: list[Call], block: str) -> str | None:
-        path = os.path.commonprefix([call.path.split(".") for call in calls])
-        container = ".".join(path)
+        container = calls[0].path
+        while not all(call.path.startswith(f"{container}.") for call in calls):
+            container = container.rpartition(".")[0]
         whole = self.calls_within(container)
         if container == block or len(whole) != len(calls) or calls[0].inputs[0].shape != calls[-1].shape:
             return None
@@ -182,12 +183,19 @@ class Structure:
             found.append(path)
             norm = source if self._feeds_only(source, calls) and form is Form.ATTENTION_DROP else None
             run = ((norm.path,) if norm else ()) + (path,)
-            yield Site(form, block, run, container=path, **_size(calls[-1]))
+            yield Site(form, block, run, container=path, channels=_channels(calls[-1]), tokens=_tokens(calls[-1]))
 
     def _whole(self, block: str) -> Iterator[Site]:
         calls = self.calls_within(block)
         if self._single_source(block, calls) is not None:
-            yield Site(Form.BLOCK_DROP, block, (block,), container=block, **_size(calls[-1]))
+            yield Site(
+                Form.BLOCK_DROP,
+                block,
+                (block,),
+                container=block,
+                channels=_channels(calls[-1]),
+                tokens=_tokens(calls[-1]),
+            )
 
     def _single_source(self, path: str, calls: list[Call]) -> Call | None:
         """Return the one call that feeds the module `path`, if what comes out has the shape of what went in."""
@@ -211,7 +219,7 @@ class Structure:
         nodes = [node for call in calls for node in call.operations]
         return sum(node.target is torch.ops.aten.linear.default for node in nodes) > 1 and all(
             node.target in _PER_TOKEN
-            or torch.Tag.pointwise in getattr(node.target, "tags", ())
+            or is_pointwise(node.target)
             or getattr(node.target, "__name__", "") == "getitem"
             or (node.target in _SPLITS and node.args[2:3] == (-1,))
             for node in nodes
@@ -239,9 +247,10 @@ class Structure:
             )
 
     def _why_not(self, block: str, form: Form) -> str:
+        run = "two Linears with only closable non-linearities between them, each feeding only the next"
         looked_for = {
-            Form.FFN: "two Linears with only closable non-linearities between them, each feeding only the next",
-            Form.FFN_KEEP_NORM: "two Linears with only closable non-linearities between them, each feeding only the next",
+            Form.FFN: run,
+            Form.FFN_KEEP_NORM: run,
             Form.BRANCH_FIT: "a module that maps each token by itself, one tensor in and one of the same shape out",
             Form.ATTENTION_DROP: "a module with attention in it, one tensor in and one of the same shape out",
             Form.BLOCK_DROP: "one tensor into the block and one of the same shape out",
@@ -250,10 +259,13 @@ class Structure:
         return f"looked for {looked_for}" + (f"; {'; '.join(reasons[:3])}" if reasons else "")
 
 
-def _size(call: Call) -> dict[str, int]:
-    """Channels and tokens per image of the result of `call`."""
-    shape = call.shape or (0, 0)
-    return {"channels": shape[-1], "tokens": math.prod(shape[1:-1])}
+def _channels(call: Call) -> int:
+    return call.shape[-1] if call.shape else 0
+
+
+def _tokens(call: Call) -> int:
+    """Positions per image: an operation on windows has a batch of its own, and the example is one image."""
+    return math.prod(call.shape[:-1]) if call.shape else 0
 
 
 def _has_children(module: nn.Module) -> bool:

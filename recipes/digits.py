@@ -1,0 +1,217 @@
+"""The straight line on real images, without a download: prune a small ViT trained on handwritten digits.
+
+    accelerate launch recipes/digits.py
+
+It takes scikit-learn's digits (1,797 images, a quarter held out), trains a baseline and saves it as an ordinary
+checkpoint, prunes that with `UPDPTrainer`, merges, saves, loads the merged model in the ordinary way, and prints both
+side by side. Every training argument of the pruning run is an option; `--config file.yaml` sets several at once.
+"""
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from accelerate import PartialState
+from sklearn.datasets import load_digits
+from torchvision.transforms import v2
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    PreTrainedModel,
+    Trainer,
+    TrainingArguments,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+    set_seed,
+)
+
+import updp_hf
+from updp_hf.arguments import parse_arguments
+from updp_hf.report import REPORT_NAME, Cost, Report, measure_costs, side_by_side
+
+IMAGE_SIZE = 16
+LARGE_BATCH = 256
+
+
+@dataclass
+class DigitsArguments:
+    """What the baseline looks like and how long it trains."""
+
+    depth: int = field(default=8, metadata={"help": "Blocks of the baseline."})
+    hidden_size: int = field(default=96, metadata={"help": "Channels of the baseline."})
+    baseline_epochs: float = field(default=40, metadata={"help": "Epochs for which the baseline is trained."})
+    baseline_learning_rate: float = field(default=1e-3, metadata={"help": "Largest learning rate of the baseline."})
+
+
+@dataclass
+class DigitsTrainingArguments(updp_hf.UPDPTrainingArguments):
+    """The pruning run: `UPDPTrainingArguments` with defaults for the digits."""
+
+    output_dir: str = field(
+        default="digits_vit", metadata={"help": "Folder for checkpoints, baseline and merged model."}
+    )
+    num_train_epochs: float = 25
+    per_device_train_batch_size: int = 64
+    per_device_eval_batch_size: int = 256
+    learning_rate: float = 5e-4
+    weight_decay: float = 0.05
+    warmup_steps: float = 0.1
+    lr_scheduler_type: str = "cosine"
+    eval_strategy: str = "steps"
+    eval_steps: float = 0.25
+    eval_on_start: bool = True
+    save_strategy: str = "no"
+    logging_steps: float = 0.125
+    remove_unused_columns: bool = False
+    dataloader_pin_memory: bool = torch.cuda.is_available()
+
+    def __post_init__(self) -> None:
+        if self.plan is None and self.num_pruned_blocks is None:
+            self.num_pruned_blocks = 4
+        super().__post_init__()
+
+
+def load_splits(processor: ViTImageProcessor, seed: int) -> datasets.DatasetDict:
+    """Return the digits as images and labels, `train` augmented and `test` held out."""
+    digits = load_digits()
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=[str(name) for name in digits.target_names])}
+    )
+    images = [np.uint8(image * 255 / 16) for image in digits.images]  # (8, 8) with values 0 to 16
+    data = datasets.Dataset.from_dict({"image": images, "label": digits.target}, features=features)
+    splits = data.train_test_split(test_size=0.25, stratify_by_column="label", seed=seed)
+    augment = v2.RandomAffine(degrees=12, translate=(0.1, 0.1), scale=(0.9, 1.1))
+    splits["train"].set_transform(partial(to_inputs, processor=processor, augment=augment))
+    splits["test"].set_transform(partial(to_inputs, processor=processor, augment=v2.Identity()))
+    return splits
+
+
+def to_inputs(batch: dict, processor: ViTImageProcessor, augment: v2.Transform) -> dict:
+    images = [augment(image.convert("RGB")) for image in batch["image"]]
+    return {"pixel_values": processor(images, return_tensors="pt")["pixel_values"], "labels": batch["label"]}
+
+
+def train_baseline(folder: Path, options: DigitsArguments, args: DigitsTrainingArguments) -> None:
+    """Train a ViT from scratch and save it as an ordinary checkpoint."""
+    processor = ViTImageProcessor(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
+    splits = load_splits(processor, args.data_seed or args.seed)
+    names = splits["train"].features["label"].names
+    config = ViTConfig(
+        hidden_size=options.hidden_size,
+        num_hidden_layers=options.depth,
+        num_attention_heads=options.hidden_size // 32,
+        intermediate_size=4 * options.hidden_size,
+        image_size=IMAGE_SIZE,
+        patch_size=4,
+        id2label=dict(enumerate(names)),
+        label2id={name: index for index, name in enumerate(names)},
+    )
+    baseline_args = TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=options.baseline_epochs,
+        learning_rate=options.baseline_learning_rate,
+        per_device_train_batch_size=args.per_device_train_batch_size,
+        per_device_eval_batch_size=args.per_device_eval_batch_size,
+        weight_decay=args.weight_decay,
+        warmup_steps=0.1,
+        lr_scheduler_type="cosine",
+        save_strategy="no",
+        logging_steps=0.125,
+        remove_unused_columns=False,
+        dataloader_pin_memory=args.dataloader_pin_memory,
+        use_cpu=args.use_cpu,
+        seed=args.seed,
+        report_to=args.report_to,
+    )
+    trainer = Trainer(
+        model=ViTForImageClassification(config),
+        args=baseline_args,
+        train_dataset=splits["train"],
+        processing_class=processor,
+    )
+    trainer.train()
+    trainer.save_model()
+
+
+def evaluate(model: PreTrainedModel, test: datasets.Dataset, args: DigitsTrainingArguments) -> float:
+    """Return the accuracy of `model` on held-out images."""
+    evaluation_args = TrainingArguments(
+        output_dir=args.output_dir,
+        per_device_eval_batch_size=args.per_device_eval_batch_size,
+        remove_unused_columns=False,
+        dataloader_pin_memory=args.dataloader_pin_memory,
+        use_cpu=args.use_cpu,
+    )
+    trainer = Trainer(model=model, args=evaluation_args, compute_metrics=updp_hf.compute_accuracy)
+    return trainer.evaluate(test)["eval_accuracy"]
+
+
+def main() -> None:
+    options, args = parse_arguments(DigitsArguments, DigitsTrainingArguments)
+    set_seed(args.seed)
+    say = PartialState().print  # on the main process only
+    folder = Path(args.output_dir)
+    baseline_folder = folder / "baseline"
+
+    say(f"\n1. Train a ViT of {options.depth} blocks on the digits.")
+    train_baseline(baseline_folder, options, args)
+    processor = AutoImageProcessor.from_pretrained(baseline_folder)
+    baseline = AutoModelForImageClassification.from_pretrained(baseline_folder)
+    splits = load_splits(processor, args.seed)
+
+    say(f"\n2. Prune the checkpoint in {baseline_folder} while fine-tuning it.")
+    trainer = updp_hf.UPDPTrainer(
+        model=AutoModelForImageClassification.from_pretrained(baseline_folder),
+        args=args,
+        train_dataset=splits["train"],
+        eval_dataset=splits["test"],
+        processing_class=processor,
+        compute_metrics=updp_hf.compute_accuracy,
+    )
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    say(f"   Pruned: {', '.join(trainer.plan.blocks)}.")
+
+    say(f"\n3. Merge, save in {folder}, load again.")
+    trainer.save_model()
+    merged = AutoModelForImageClassification.from_pretrained(folder)
+
+    say("\n4. The same blocks without any training, each fitted in closed form to 256 images.")
+    images = splits["train"].select(range(256))[:]["pixel_values"]
+    untrained = updp_hf.prune(baseline, [torch.stack(list(images))], len(trainer.plan.blocks))
+
+    models = {"baseline": baseline, "pruned, no training": untrained, "pruned with UPDP": merged}
+    accuracy = {name: evaluate(model, splits["test"], args) for name, model in models.items()}
+    if args.process_index == 0:
+        costs, conditions = measure_costs({k: m.cpu() for k, m in models.items()}, batch_sizes=(1, LARGE_BATCH))
+        print(f"\n{summary(accuracy, costs, merged)}\n\nLatency: {conditions}. Report: {folder / REPORT_NAME}")
+        report = replace(
+            Report.load(folder),
+            before=costs["baseline"],
+            after=costs["pruned with UPDP"],
+            latency_conditions=conditions,
+            metrics_before={"accuracy": accuracy["baseline"]},
+            metrics_after={"accuracy": accuracy["pruned with UPDP"]},
+            metrics_without_training={"accuracy": accuracy["pruned, no training"]},
+        )
+        report.save(folder)
+
+
+def summary(accuracy: dict[str, float], costs: dict[str, Cost], merged: PreTrainedModel) -> str:
+    """Return the table of all models, each with its speed-up over the baseline."""
+    columns = {}
+    for name, cost in costs.items():
+        columns[name] = {"held-out accuracy": f"{100 * accuracy[name]:.2f} %", **cost.facts()}
+        for size, seconds in cost.latency.items():
+            columns[name][f"speed-up, batch {size}"] = f"{costs['baseline'].latency[size] / seconds:.2f}×"
+        columns[name]["blocks pruned"] = "0" if name == "baseline" else str(len(merged.config.plan["sites"]))
+        columns[name]["merge error"] = "-"
+    columns["pruned with UPDP"]["merge error"] = f"{merged.config.merge_error:.1e}"
+    return side_by_side(columns)
+
+
+if __name__ == "__main__":
+    main()

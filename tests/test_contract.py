@@ -1,0 +1,423 @@
+"""What every architecture and every form must keep: see `tiny_models.py` for the table that is walked here."""
+
+import copy
+import functools
+import json
+from typing import NamedTuple
+
+import pytest
+import torch
+from tiny_models import TINY_MODELS, TinyModel, close_, randomise_, tiny_model
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from updp_hf import Form, Plan, UPDPForImageClassification, find_sites, gate_, merge
+from updp_hf.core.cost import count_macs, count_parameters
+from updp_hf.core.gate import Gate, gates
+from updp_hf.core.plan import PlanError
+from updp_hf.core.sites import Site
+from updp_hf.inputs import example_inputs_of, logits_of
+from updp_hf.layout_updp import EndActivation, get_slot
+from updp_hf.surgery import MergeError, require_sites
+
+
+class Case(NamedTuple):
+    model: str
+    form: Form
+    start: str = "inherit"
+    end_activation: str | None = None
+
+    def __str__(self) -> str:
+        return "-".join(str(part) for part in self if part)
+
+
+VARIANTS = {
+    # Beside the plain start, which every model has for each of its forms.
+    "vit": [(Form.FFN_KEEP_NORM, "fit", None), (Form.FFN, "fit", None), (Form.ATTENTION_DROP, "inherit", "silu")],
+    "deit": [(Form.FFN, "inherit", "relu")],
+    "dinov2": [(Form.FFN, "inherit", "gelu"), (Form.FFN, "fit", "relu")],
+    "dinov2-swiglu": [(Form.BRANCH_FIT, "fit", "relu")],
+    "swin": [(Form.FFN, "fit", "relu"), (Form.ATTENTION_DROP, "inherit", "relu")],
+    "swinv2": [(Form.FFN, "inherit", "relu")],
+    "timm-wrapper": [(Form.FFN, "fit", "relu"), (Form.FFN, "inherit", "relu")],
+    "timm-vit-n-is-c": [(Form.FFN, "fit", "relu"), (Form.FFN, "inherit", "relu")],
+    "timm-deit3": [(Form.FFN, "fit", None)],
+    "timm-swin": [(Form.FFN, "inherit", "relu")],
+    "timm-swinv2": [(Form.FFN, "fit", "relu")],
+    "timm-eva02": [(Form.BRANCH_FIT, "fit", None)],
+}
+CASES = [Case(row.name, form) for row in TINY_MODELS for form in Form if row.sites(form)]
+CASES += [Case(name, *variant) for name, variants in VARIANTS.items() for variant in variants]
+every_case = pytest.mark.parametrize("case", CASES, ids=str)
+WITHOUT_CONFIG_FIELD = {"swin", "swinv2"}  # without its first block, a shifted window would stand in another place
+
+
+@functools.cache
+def checkpoint(name: str) -> nn.Module:
+    return tiny_model(name)
+
+
+@functools.cache
+def sites_of(name: str) -> tuple[Site, ...]:
+    return find_sites(checkpoint(name), list(Form)).sites
+
+
+def plan_for(case: Case) -> Plan:
+    """Plan the first and the last site, so that paths and numbers of blocks have to be told apart."""
+    sites = [site for site in sites_of(case.model) if site.form is case.form]
+    return Plan((sites[0], sites[-1]), start=case.start, end_activation=case.end_activation)
+
+
+@functools.cache
+def gated_model(case: Case) -> nn.Module:
+    model = copy.deepcopy(checkpoint(case.model))
+    gate_(model, plan_for(case))
+    return model
+
+
+@functools.cache
+def closed_model(case: Case) -> nn.Module:
+    """Close a gated model of which everything, what was inserted too, has been drawn at random."""
+    model = copy.deepcopy(gated_model(case))
+    randomise_(model, seed=1)
+    close_(model)
+    return model
+
+
+@functools.cache
+def merged_model(case: Case) -> nn.Module:
+    return merge(closed_model(case))
+
+
+def images(name: str, batch_size: int, seed: int = 0) -> dict[str, Tensor]:
+    return example_inputs_of(checkpoint(name), batch_size, seed)
+
+
+@torch.no_grad()
+def observe(model: nn.Module, inputs: dict[str, Tensor], blocks: list[str]) -> dict[str, Tensor]:
+    """Return the logits and the outputs of `blocks`, paths of the stock architecture."""
+    seen: dict[str, Tensor] = {}
+    root = model.base if isinstance(model, UPDPForImageClassification) else model
+
+    def keep(path: str, output: Tensor | tuple[Tensor, ...]) -> None:
+        seen[path] = output if isinstance(output, Tensor) else output[0]
+
+    handles = [
+        get_slot(root, path).register_forward_hook(lambda module, args, output, path=path: keep(path, output))
+        for path in blocks
+    ]
+    try:
+        seen["logits"] = logits_of(model, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def distance(expected: Tensor, found: Tensor) -> float:
+    """Return the largest difference relative to the largest value."""
+    return float((expected.double() - found.double()).abs().max() / expected.double().abs().max())
+
+
+def assert_merged_is_closed(merged: nn.Module, closed: nn.Module, case: Case, tolerance: float) -> None:
+    is_stock = isinstance(merged, PreTrainedModel) and not isinstance(merged, UPDPForImageClassification)
+    blocks = [] if is_stock else plan_for(case).blocks  # a stock model has no place left where the block was
+    dtype = next(closed.parameters()).dtype
+    for batch_size in (3, 4):
+        inputs = {name: x.to(dtype) for name, x in images(case.model, batch_size, seed=batch_size).items()}
+        expected, found = (observe(model, inputs, blocks) for model in (closed, merged))
+        for place, value in expected.items():
+            assert distance(value, found[place]) <= tolerance, place
+
+
+# find_sites
+
+
+@pytest.mark.parametrize("row", TINY_MODELS, ids=str)
+def test_expected_sites_are_found(row: TinyModel):
+    sites = sites_of(row.name)
+    assert {form: sum(site.form is form for site in sites) for form in Form} == {form: row.sites(form) for form in Form}
+
+
+@pytest.mark.parametrize("row", TINY_MODELS, ids=str)
+def test_every_block_has_a_site_or_a_reason(row: TinyModel):
+    for form in Form:
+        found = find_sites(checkpoint(row.name), [form])
+        assert not {site.block for site in found.sites} & {refusal.block for refusal in found.refused}
+        assert all(refusal.reason for refusal in found.refused)
+
+
+@every_case
+def test_sites_are_found_again_in_a_gated_model(case: Case):
+    expected = [site for site in sites_of(case.model) if site.form is case.form]
+    found = find_sites(gated_model(case), [case.form]).sites
+    assert list(found) == expected
+    assert [(s.params_saved, s.macs_saved) for s in found] == [(s.params_saved, s.macs_saved) for s in expected]
+
+
+@every_case
+def test_plan_survives_json(case: Case):
+    plan = plan_for(case)
+    read = Plan.from_dict(json.loads(json.dumps(plan.to_dict())))
+    assert read == plan
+    assert read.digest() == plan.digest()
+    assert [site.macs_saved for site in read.sites] == [site.macs_saved for site in plan.sites]
+
+
+# gate_
+
+
+@every_case
+def test_gated_model_is_the_checkpoint_bit_for_bit(case: Case):
+    inputs = images(case.model, 3)
+    with torch.no_grad():
+        expected, found = (logits_of(model, inputs) for model in (checkpoint(case.model), gated_model(case)))
+    assert torch.equal(expected, found)
+
+
+@every_case
+def test_gating_twice_changes_nothing(case: Case):
+    model = copy.deepcopy(gated_model(case))
+    before = dict(model.named_modules())
+    gate_(model, plan_for(case))
+    assert dict(model.named_modules()) == before
+
+
+@every_case
+def test_inserted_modules_take_over_mode_and_dtype(case: Case):
+    model = gated_model(case)
+    assert not any(module.training for module in model.modules())
+    assert {p.dtype for p in model.parameters()} == {torch.float64}
+    assert {gate.lam.dtype for _, gate in gates(model)} == {torch.float32}
+
+
+@functools.cache
+def gradients(name: str) -> dict[str, float]:
+    return gradients_of(copy.deepcopy(checkpoint(name)), name)
+
+
+def gradients_of(model: nn.Module, name: str) -> dict[str, float]:
+    """Return the largest gradient of each parameter in training mode, 0 for one that has none."""
+    model.train()
+    (logits_of(model, images(name, 4)) ** 3).mean().backward()
+    return {path: 0.0 if p.grad is None else float(p.grad.abs().max()) for path, p in model.named_parameters()}
+
+
+@every_case
+def test_gradients_reach_both_branches_and_one_step_moves_every_parameter(case: Case):
+    model = copy.deepcopy(gated_model(case))
+    close_(model, 0.5)
+    before = {path: parameter.detach().clone() for path, parameter in model.named_parameters()}
+    gradient = gradients_of(model, case.model)
+    torch.optim.SGD(model.parameters(), lr=1.0).step()
+    moved = {path for path, p in model.named_parameters() if not torch.equal(p, before[path])}
+    # A key's bias has no gradient but rounding, nor has a mask token one: so in the checkpoint.
+    reached = {path for path, value in gradients(case.model).items() if value > 1e-9}
+    stock = {path: path.replace(".original", "").replace(".block.", ".") for path in before}
+    inserted = {path for path in before if stock[path] not in gradients(case.model)}
+    should_move = inserted | {path for path in before if stock[path] in reached}
+    assert should_move <= moved
+    assert {path for path in should_move if gradient[path] < 1e-9} == set()
+    assert any(".original" in path for path in should_move) or case.form in (Form.FFN, Form.FFN_KEEP_NORM)
+
+
+# merge
+
+
+@every_case
+def test_closing_changes_the_function(case: Case):
+    closed = closed_model(case)
+    opened = copy.deepcopy(closed)
+    close_(opened, 0.0)
+    inputs = images(case.model, 3)
+    with torch.no_grad():
+        assert distance(logits_of(opened, inputs), logits_of(closed, inputs)) > 1e-3
+
+
+@every_case
+def test_merged_is_closed_in_float64(case: Case):
+    assert_merged_is_closed(merged_model(case), closed_model(case), case, 1e-10)
+
+
+@every_case
+def test_merged_is_closed_in_float32(case: Case):
+    closed = copy.deepcopy(closed_model(case)).float()
+    assert_merged_is_closed(merge(closed), closed, case, 1e-4)
+
+
+@every_case
+def test_merging_leaves_the_closed_model_as_it_was(case: Case):
+    closed = copy.deepcopy(closed_model(case))
+    state = {name: tensor.clone() for name, tensor in closed.state_dict().items()}
+    merge(closed)
+    assert state.keys() == closed.state_dict().keys()
+    assert all(torch.equal(tensor, closed.state_dict()[name]) for name, tensor in state.items())
+
+
+@every_case
+def test_merged_model_is_smaller_by_what_its_sites_save(case: Case):
+    plan, merged = plan_for(case), merged_model(case)
+    inputs = images(case.model, 1)
+    ends = [m for m in merged.modules() if isinstance(m, EndActivation)]
+    assert len(ends) == (len(plan.blocks) if plan.end_activation else 0)
+    params = count_parameters(checkpoint(case.model)) - count_parameters(merged)
+    assert params == sum(site.params_saved for site in plan.sites) - sum(count_parameters(m.end) for m in ends)
+    macs = count_macs(checkpoint(case.model), inputs) - count_macs(merged, inputs)
+    assert macs == sum(site.macs_saved for site in plan.sites)
+    assert all(site.params_saved > 0 and site.macs_saved > 0 for site in plan.sites)
+
+
+@every_case
+def test_merged_model_holds_no_gate_and_no_plan(case: Case):
+    merged = merged_model(case)
+    assert not any(isinstance(module, Gate) for module in merged.modules())
+    assert not hasattr(merged, "updp_plan")
+
+
+PRETRAINED = [case for case in CASES if isinstance(checkpoint(case.model), PreTrainedModel)]
+
+
+@pytest.mark.parametrize("case", PRETRAINED, ids=str)
+def test_saved_model_loads_with_identical_logits(case: Case, tmp_path):
+    merged = merged_model(case)
+    is_stock = case.form is Form.BLOCK_DROP and case.model not in WITHOUT_CONFIG_FIELD
+    assert type(merged) is (type(checkpoint(case.model)) if is_stock else UPDPForImageClassification)
+    merged.save_pretrained(tmp_path)
+    loaded = type(merged).from_pretrained(tmp_path)
+    inputs = images(case.model, 3)
+    with torch.no_grad():
+        assert torch.equal(logits_of(loaded, inputs), logits_of(merged, inputs))
+
+
+def test_timm_model_stays_a_timm_model():
+    case = Case("timm-vit", Form.FFN)
+    assert type(merged_model(case)) is type(checkpoint(case.model))
+
+
+# forms together
+
+
+@pytest.mark.parametrize("name", ["vit", "timm-wrapper"])
+@pytest.mark.parametrize("end_activation", [None, "relu"])
+def test_sites_of_two_forms_share_a_block(name: str, end_activation: str | None, tmp_path):
+    sites = [s for s in sites_of(name) if s.form in (Form.ATTENTION_DROP, Form.FFN) and s.block.endswith(".1")]
+    plan = Plan(tuple(sites), end_activation=end_activation)
+    assert len(plan.sites) == 2
+    assert len(plan.blocks) == 1
+    model = copy.deepcopy(checkpoint(name))
+    gate_(model, plan)
+    randomise_(model, seed=1)
+    close_(model)
+    merged = merge(model)
+    merged.save_pretrained(tmp_path)
+    loaded = UPDPForImageClassification.from_pretrained(tmp_path)
+    inputs = images(name, 3)
+    with torch.no_grad():
+        assert distance(logits_of(model, inputs), logits_of(merged, inputs)) <= 1e-10
+        assert torch.equal(logits_of(loaded, inputs), logits_of(merged, inputs))
+
+
+# other dtypes
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_model_gates_and_merges(dtype: torch.dtype):
+    case = Case("vit", Form.FFN, end_activation="relu")
+    model = copy.deepcopy(checkpoint(case.model)).to(dtype)
+    gate_(model, plan_for(case))
+    assert {p.dtype for p in model.parameters()} == {dtype}
+    close_(model, 0.999)
+    assert {float(gate.lam) for _, gate in gates(model)} == {float(torch.tensor(0.999))}
+    randomise_(model, seed=1)
+    close_(model)
+    merged = merge(model)
+    assert {p.dtype for p in merged.parameters()} == {dtype}
+    assert_merged_is_closed(merged, model, case, 5e-2)
+
+
+# wrong usage
+
+
+def test_plan_without_sites_is_refused():
+    with pytest.raises(PlanError, match="no site"):
+        Plan(())
+
+
+def test_plan_for_another_checkpoint_is_refused():
+    model = copy.deepcopy(checkpoint("timm-vit"))
+    with pytest.raises(PlanError, match="made for another checkpoint"):
+        gate_(model, plan_for(Case("vit", Form.FFN)))
+    assert not list(gates(model))
+
+
+def test_second_plan_on_a_gated_model_is_refused():
+    model = copy.deepcopy(gated_model(Case("vit", Form.FFN)))
+    with pytest.raises(PlanError, match="another plan"):
+        gate_(model, plan_for(Case("vit", Form.ATTENTION_DROP)))
+
+
+def test_overlapping_sites_are_refused():
+    first = [next(s for s in sites_of("vit") if s.form is form) for form in (Form.FFN, Form.BRANCH_FIT)]
+    with pytest.raises(PlanError, match="overlap"):
+        Plan(tuple(first))
+
+
+def test_fit_of_a_run_over_two_modules_is_refused():
+    with pytest.raises(PlanError, match="start it with 'inherit'"):
+        plan_for(Case("swinv2", Form.FFN, start="fit"))
+
+
+def test_activation_behind_a_dropped_block_is_refused():
+    with pytest.raises(PlanError, match="end_activation"):
+        plan_for(Case("vit", Form.BLOCK_DROP, end_activation="relu"))
+
+
+def test_unknown_end_activation_is_refused():
+    with pytest.raises(PlanError, match="'swoosh'"):
+        plan_for(Case("vit", Form.FFN, end_activation="swoosh"))
+
+
+def test_model_without_sites_says_what_was_looked_for():
+    with pytest.raises(PlanError, match=r"blocks\.0: looked for two Linears"):
+        require_sites(checkpoint("timm-eva02"), Form.FFN)
+
+
+def test_model_without_blocks_is_refused():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    with pytest.raises(PlanError, match="No repeated blocks"):
+        require_sites(model, Form.FFN, {"input": torch.zeros(1, 3, 2, 2)})
+
+
+def test_model_without_a_known_image_size_is_refused():
+    with pytest.raises(ValueError, match="give `example_inputs`"):
+        find_sites(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)))
+
+
+def test_half_open_model_is_not_merged():
+    model = copy.deepcopy(closed_model(Case("vit", Form.FFN)))
+    next(gate for _, gate in gates(model)).set_lambda_(0.5)
+    with pytest.raises(MergeError, match=r"1 gates are not closed .* λ = 0\.5"):
+        merge(model)
+
+
+def test_model_without_gates_is_not_merged():
+    with pytest.raises(PlanError, match="call `gate_"):
+        merge(checkpoint("vit"))
+
+
+def test_merge_that_changes_the_logits_is_an_error():
+    with pytest.raises(MergeError, match="expected at most"):
+        merge(closed_model(Case("vit", Form.FFN)), tolerance=0.0)
+
+
+def test_wrapped_model_is_refused():
+    model = nn.DataParallel(copy.deepcopy(checkpoint("vit")))
+    with pytest.raises(ValueError, match="wrapped in DataParallel"):
+        gate_(model, plan_for(Case("vit", Form.FFN)))
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
+def test_lambda_outside_its_range_is_refused(value: float):
+    gate = Gate(nn.ReLU(), nn.Identity())
+    with pytest.raises(ValueError, match=r"λ in \[0, 1\]"):
+        gate.set_lambda_(value)
