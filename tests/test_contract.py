@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -47,7 +48,8 @@ VARIANTS = {
     "timm-eva02": [(Form.BRANCH_FIT, "fit", None)],
 }
 CASES = [Case(row.name, form) for row in TINY_MODELS for form in Form if row.sites(form)]
-CASES += [Case(name, *variant) for name, variants in VARIANTS.items() for variant in variants]
+VARIED = [Case(name, *variant) for name, variants in VARIANTS.items() for variant in variants]
+CASES += VARIED
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 WITHOUT_CONFIG_FIELD = {"swin", "swinv2"}  # without its first block, a shifted window would stand in another place
 
@@ -114,6 +116,14 @@ def observe(model: nn.Module, inputs: dict[str, Tensor], blocks: list[str]) -> d
     return seen
 
 
+def assert_loads_identically(merged: PreTrainedModel, folder: Path, inputs: dict[str, Tensor]) -> None:
+    merged.save_pretrained(folder)
+    # Weights in a mapped file are not aligned in memory, which moves the last bit; a copy's are.
+    loaded = copy.deepcopy(type(merged).from_pretrained(folder))
+    with torch.no_grad():
+        assert torch.equal(logits_of(loaded, inputs), logits_of(merged, inputs))
+
+
 def distance(expected: Tensor, found: Tensor) -> float:
     """Return the largest difference relative to the largest value."""
     return float((expected.double() - found.double()).abs().max() / expected.double().abs().max())
@@ -141,13 +151,16 @@ def test_expected_sites_are_found(row: TinyModel):
 
 @pytest.mark.parametrize("row", TINY_MODELS, ids=str)
 def test_every_block_has_a_site_or_a_reason(row: TinyModel):
+    found = find_sites(checkpoint(row.name), list(Form))
+    blocks = {result.block for result in (*found.sites, *found.refused)}
     for form in Form:
-        found = find_sites(checkpoint(row.name), [form])
-        assert not {site.block for site in found.sites} & {refusal.block for refusal in found.refused}
-        assert all(refusal.reason for refusal in found.refused)
+        sites = {site.block for site in found.sites if site.form is form}
+        refused = {refusal.block for refusal in found.refused if refusal.form is form and refusal.reason}
+        assert sites | refused == blocks
+        assert not sites & refused
 
 
-@every_case
+@pytest.mark.parametrize("case", [c for c in CASES if c.model in ("vit", "swin") or c in VARIED], ids=str)
 def test_sites_are_found_again_in_a_gated_model(case: Case):
     expected = [site for site in sites_of(case.model) if site.form is case.form]
     found = find_sites(gated_model(case), [case.form]).sites
@@ -282,11 +295,7 @@ def test_saved_model_loads_with_identical_logits(case: Case, tmp_path):
     merged = merged_model(case)
     is_stock = case.form is Form.BLOCK_DROP and case.model not in WITHOUT_CONFIG_FIELD
     assert type(merged) is (type(checkpoint(case.model)) if is_stock else UPDPForImageClassification)
-    merged.save_pretrained(tmp_path)
-    loaded = type(merged).from_pretrained(tmp_path)
-    inputs = images(case.model, 3)
-    with torch.no_grad():
-        assert torch.equal(logits_of(loaded, inputs), logits_of(merged, inputs))
+    assert_loads_identically(merged, tmp_path, images(case.model, 3))
 
 
 def test_timm_model_stays_a_timm_model():
@@ -309,12 +318,10 @@ def test_sites_of_two_forms_share_a_block(name: str, end_activation: str | None,
     randomise_(model, seed=1)
     close_(model)
     merged = merge(model)
-    merged.save_pretrained(tmp_path)
-    loaded = UPDPForImageClassification.from_pretrained(tmp_path)
     inputs = images(name, 3)
     with torch.no_grad():
         assert distance(logits_of(model, inputs), logits_of(merged, inputs)) <= 1e-10
-        assert torch.equal(logits_of(loaded, inputs), logits_of(merged, inputs))
+    assert_loads_identically(merged, tmp_path, inputs)
 
 
 # other dtypes

@@ -1,5 +1,7 @@
 """Tiny models, images and trainers for the tests of training."""
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from updp_hf import UPDPTrainer, UPDPTrainingArguments
+from updp_hf import Plan, UPDPTrainer, UPDPTrainingArguments, find_sites
 from updp_hf.core.gate import gates
 
 CLASSES = 4
@@ -75,6 +77,11 @@ def _drawn(build: Any, seed: int) -> Any:
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     return model.eval()
+
+
+@cache
+def last_two(build: Callable[[], nn.Module], form: str = "ffn") -> Plan:
+    return Plan(find_sites(build(), [form]).sites[-2:])
 
 
 def arguments(folder: Path, **changes: Any) -> UPDPTrainingArguments:
@@ -135,7 +142,9 @@ def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor], toleranc
     """Compare state dicts; without a tolerance, bit by bit."""
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=0.0, atol=tolerance, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(
+            found[name], tensor, rtol=0.0, atol=tolerance, msg=lambda text, n=name: f"{n}: {text}"
+        )
 
 
 def logits(model: nn.Module, dataset: RandomImages | None = None) -> Tensor:

@@ -78,8 +78,8 @@ class EndActivation(nn.Module):
     def __init__(self, block: nn.Module, end: nn.Module):
         super().__init__()
         self.block = block
-        self.end = end
-        self.end.train(block.training)
+        self.end = end.train(block.training)
+        self.training = block.training  # what is frozen inside `block` keeps its own mode
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         output = self.block(*args, **kwargs)
@@ -135,6 +135,12 @@ def apply_layout_(model: nn.Module, layout: Mapping[str, Mapping[str, Any]]) -> 
     """
     for path, spec in layout.items():
         _check(model, path, spec)
+        outer = next((p for p in layout if path.startswith(f"{p}.") and layout[p].get("kind") != "end"), None)
+        if outer is not None:
+            raise ValueError(
+                f"The layout names the slot {path!r} inside {outer!r}, which it replaces: the file is damaged, download "
+                "it again."
+            )
     wrapped = [path for path, spec in layout.items() if spec["kind"] == "end"]
     for path, spec in layout.items():
         if path not in wrapped:

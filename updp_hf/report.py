@@ -4,7 +4,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,9 +16,11 @@ from updp_hf.core.cost import count_macs, count_parameters, measure_latency
 from updp_hf.core.plan import library_versions
 from updp_hf.inputs import example_inputs_of
 
-__all__ = ["Cost", "Report", "changed_arguments", "measure_costs", "side_by_side"]
+__all__ = ["Cost", "Report", "changed_arguments", "device_name", "measure_costs", "side_by_side"]
 
 REPORT_NAME = "updp_report.json"
+_FILLED_IN = ("accelerator_config", "dataloader_pin_memory", "ddp_find_unused_parameters", "report_to")
+"""What the arguments make of their own defaults."""
 _PRIVATE = ("token", "dir", "path", "plan")
 
 
@@ -87,7 +89,7 @@ def measure_costs(
         latency = {name: dict(zip(map(str, batch_sizes), times, strict=True)) for name, times in medians.items()}
         parameter = next(first.parameters())
         conditions = {
-            "device": _device_name(parameter.device),
+            "device": device_name(parameter.device),
             "dtype": str(parameter.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
             "rounds": rounds,
@@ -117,15 +119,25 @@ def side_by_side(columns: Mapping[str, Mapping[str, str]]) -> str:
 
 def changed_arguments(args: TrainingArguments) -> dict[str, Any]:
     """Return the training arguments that differ from their defaults, without folders, tokens and the plan."""
-    defaults = type(args)(**({"num_pruned_blocks": 1} if hasattr(args, "num_pruned_blocks") else {})).to_dict()
+    # No second object is made to compare with: that would reset the state of accelerate, which the trainer needs.
+    defaults = {known.name: known.default for known in fields(args)}
     return {
         name: value
         for name, value in args.to_dict().items()
-        if value != defaults.get(name) and not any(part in name for part in _PRIVATE)
+        if _given(value) != _given(defaults.get(name))
+        and name not in _FILLED_IN
+        and not any(part in name for part in _PRIVATE)
+        and not (isinstance(value, str) and Path(value).is_absolute())
     }
 
 
-def _device_name(device: torch.device) -> str:
+def _given(value: Any) -> Any:
+    """Return `value` as `to_dict` writes it, and None for all the ways to say that nothing was given."""
+    return None if value is MISSING or value is False or value in ("", []) else getattr(value, "value", value)
+
+
+def device_name(device: torch.device) -> str:
+    """Return what `device` is, for people."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} ({platform.machine()}, {os.cpu_count()} cores)"

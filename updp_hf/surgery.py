@@ -116,10 +116,17 @@ def gate_(model: nn.Module, plan: Plan, *, example_inputs: Mapping[str, Tensor] 
             raise PlanError("The model is already gated with another plan: gate a fresh copy of the checkpoint.")
         return
     plan.check(find_sites(model, {site.form for site in plan.sites}, example_inputs=example_inputs).sites)
+    ended = [block for block in plan.blocks if isinstance(get_slot(model, block), EndActivation)]
+    if plan.end_activation is not None and ended:
+        raise PlanError(
+            f"{ended[0]!r} ends with an activation from an earlier pruning already: plan this one without "
+            "end_activation, or for other blocks."
+        )
+    device = next(model.parameters()).device  # an activation's gate cannot tell it from its own parameters
     for site in plan.sites:
         for slot in plan.gate_slots(site):
             original = get_slot(model, slot)
-            set_slot(model, slot, Gate(original, _pruned_side(site, slot, original)))
+            set_slot(model, slot, Gate(original, _pruned_side(site, slot, original)).to(device))
     if plan.end_activation is not None:
         for block in plan.blocks:
             _append_end_(model, block, plan)
@@ -171,6 +178,7 @@ def merge(
     """
     plan = plan_of(model)
     _refuse_half_open(model)
+    model = _without_autocast(model)
     merged = copy.deepcopy(model).eval()
     del merged.updp_plan
     layout: dict[str, dict[str, Any]] = {}
@@ -192,10 +200,20 @@ def merge(
     error = _difference(model, merged, inputs)
     _refuse_difference(error, limit)
     if isinstance(merged, UPDPForImageClassification):
-        earlier = merged.config.layout or {}
-        layout = {**earlier, **{path.removeprefix("base."): spec for path, spec in layout.items()}}
+        layout = {path.removeprefix("base."): spec for path, spec in layout.items()}
+        inside = tuple(f"{path}." for path, spec in layout.items() if spec["kind"] != "end")
+        earlier = {path: spec for path, spec in (merged.config.layout or {}).items() if not path.startswith(inside)}
+        layout = {**earlier, **layout}
         merged = merged.base
     return with_layout(merged, layout, plan=plan.to_dict(), merge_error=error).train(model.training)
+
+
+def _without_autocast(model: nn.Module) -> nn.Module:
+    """Return a copy without the autocast that accelerate wraps around `forward` to train in bf16 or fp16."""
+    bare = copy.deepcopy(model)
+    if bare.__dict__.pop("_original_forward", None) is not None:
+        del bare.forward
+    return bare
 
 
 def _pruned_side(site: Site, slot: str, original: nn.Module) -> nn.Module:

@@ -13,7 +13,7 @@ import safetensors
 import safetensors.torch
 import torch
 import torch.nn.functional as F  # noqa: N812
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast, broadcast_object_list
 from huggingface_hub import upload_folder
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, Subset
@@ -80,13 +80,9 @@ class UPDPTrainer(Trainer):
                 f"{args.n_gpu} GPUs are visible to one process, which would use DataParallel: start the script with "
                 "`accelerate launch`."
             )
-        source = Path(str(getattr(getattr(model, "config", None), "_name_or_path", "") or "."))
-        if (source / "config.json").is_file() and source.resolve() == Path(args.output_dir).resolve():
-            raise ValueError(
-                f"`output_dir` is {args.output_dir}, where the checkpoint itself lies: choose another folder."
-            )
+        _refuse_source(model, args.output_dir)
         self.callback = UPDPCallback(ramp(args.ramp, args.ramp_start, args.ramp_end))  # type: ignore[arg-type]
-        self.base = copy.deepcopy(model).eval().requires_grad_(False)
+        self.base = _without_gates(model).eval().requires_grad_(False)
         super().__init__(model=model, args=args, **kwargs)
         self.add_callback(self.callback)
         self.teacher = teacher
@@ -99,23 +95,32 @@ class UPDPTrainer(Trainer):
 
     # before the loop
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+    def train(
+        self, resume_from_checkpoint: str | os.PathLike[str] | bool | None = None, **kwargs: Any
+    ) -> Any:
         """Select, gate, calibrate, then train: see `Trainer.train`."""
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
+            has_run = Path(self.args.output_dir).is_dir()
+            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir) if has_run else None
             if resume_from_checkpoint is None:
                 raise ValueError(f"There is no checkpoint in {self.args.output_dir} to resume from: start without.")
-        if isinstance(resume_from_checkpoint, str):
-            gate_(self.model, _plan_in(resume_from_checkpoint))
+        if isinstance(resume_from_checkpoint, str | os.PathLike):
+            resume_from_checkpoint = os.fspath(resume_from_checkpoint)
+            plan = _plan_in(resume_from_checkpoint)
+            self._refuse_other(plan, resume_from_checkpoint)
+            gate_(self.model, plan)
         elif not any(True for _ in gates(self.model)):
             images = self._calibration_batches()
             plan = self._agreed_plan(images)
             gate_(self.model, plan)
             calibrate_(self.model, images)
             logger.info("Pruning %d blocks: %s.", len(plan.blocks), ", ".join(plan.blocks))
+        self._refuse_early_optimizer()
         if self.args.distillation != "none":
             self._prepare_teacher()
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        self._share_buffers_()
+        return output
 
     def _agreed_plan(self, images: list[dict[str, Tensor]]) -> Plan:
         """The plan given, or the one selected; the main process's choice, so that all processes prune alike."""
@@ -133,7 +138,33 @@ class UPDPTrainer(Trainer):
         chosen = selectors[args.selector]()(sites, args.num_pruned_blocks or 0)
         start, end = args.start, args.end_activation
         plan = Plan(chosen, start, end, base_model=base_model_of(self.model))  # type: ignore[arg-type]
-        return broadcast_object_list([plan])[0]  # type: ignore[no-any-return]
+        return broadcast_object_list([plan])[0]
+
+    def _refuse_other(self, plan: Plan, checkpoint: str) -> None:
+        """Refuse to resume with the plan of a checkpoint that is not what the arguments ask for."""
+        args = self.args
+        if args.plan is not None:
+            given = args.plan if isinstance(args.plan, Plan) else Plan.load(args.plan)
+            is_asked_for = given.digest() == plan.digest()
+        else:
+            asked = (args.num_pruned_blocks, {args.form}, args.start, args.end_activation)
+            is_asked_for = asked == (len(plan.sites), {s.form for s in plan.sites}, plan.start, plan.end_activation)
+        if not is_asked_for:
+            raise PlanError(
+                f"{checkpoint} prunes otherwise than the arguments ask ({', '.join(map(str, plan.sites))}; start "
+                f"{plan.start!r}, end activation {plan.end_activation!r}): resume with the arguments of that run."
+            )
+
+    def _refuse_early_optimizer(self) -> None:
+        if self.optimizer is None:
+            return
+        held = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
+        if not all(id(parameter) in held for _, gate in gates(self.model) for parameter in gate.pruned.parameters()):
+            raise ValueError(
+                f"The optimizer given ({type(self.optimizer).__name__}) does not hold the parameters of the gates, which "
+                "were put in after it was built: leave it to the trainer (`optim`, `optimizer_cls_and_kwargs`), or gate "
+                "and calibrate the model before you build it."
+            )
 
     def _calibration_batches(self) -> list[dict[str, Tensor]]:
         """The first images of a fixed shuffle, the same on every process."""
@@ -216,6 +247,19 @@ class UPDPTrainer(Trainer):
         """Return what is decayed: matrices and kernels, and no vector whatever its name."""
         return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
 
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate the main process's network on all processes: see `Trainer.evaluation_loop`."""
+        self._share_buffers_()
+        return super().evaluation_loop(*args, **kwargs)
+
+    def _share_buffers_(self) -> None:
+        """Give all processes the running statistics of the main one, which is the one that saves.
+
+        While training, each has its own from its own images, until the next forward.
+        """
+        for buffer in self.model.buffers():
+            buffer.copy_(broadcast(buffer))
+
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Return the operations of one step: forward, and twice as many backward."""
         return 6 * self._macs * len(next(iter(inputs.values())))
@@ -273,7 +317,10 @@ class UPDPTrainer(Trainer):
     def report(self, merged: nn.Module) -> Report:
         """Return the facts of this run. Accuracies are those that were logged: at λ = 0 and after the ramp."""
         evaluations = [entry for entry in self.state.log_history if "eval_loss" in entry]
+        begins_open = self.callback.lambda_at(0, self.state.max_steps) == 0.0
         closed = [e for e in evaluations if self.callback.lambda_at(int(e["step"]) - 1, self.state.max_steps) == 1.0]
+        if self.args.load_best_model_at_end and self.state.best_global_step:
+            closed = [e for e in closed if e["step"] == self.state.best_global_step]
         device = self.args.device
         models = {"before": copy.deepcopy(self.base).to(device), "after": copy.deepcopy(merged).to(device)}
         costs, conditions = measure_costs(models, batch_sizes=REPORTED_BATCH_SIZES)
@@ -283,7 +330,7 @@ class UPDPTrainer(Trainer):
             after=costs["after"],
             latency_conditions=conditions,
             merge_error=getattr(getattr(merged, "config", None), "merge_error", None),
-            metrics_before=_metrics(evaluations[0]) if evaluations and evaluations[0]["step"] == 0 else {},
+            metrics_before=_metrics(evaluations[0]) if begins_open and evaluations and not evaluations[0]["step"] else {},
             metrics_after=_metrics(closed[-1]) if closed else {},
             arguments=changed_arguments(self.args),
             seed=self.args.seed,
@@ -299,8 +346,9 @@ class UPDPTrainer(Trainer):
             super().save_model(output_dir, _internal_call)
             return
         if self.is_world_process_zero():
-            merged = self.merge()
             folder = Path(output_dir or self.args.output_dir)
+            _refuse_source(self.base, folder)
+            merged = self.merge()
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as unfinished:
                 self._write_merged(merged, unfinished)
@@ -360,6 +408,21 @@ def distillation_losses(student: Tensor, teacher: Tensor, *, hard: bool, tempera
     target = F.log_softmax(teacher / temperature, -1)
     found = F.log_softmax(student / temperature, -1)
     return temperature**2 * F.kl_div(found, target, reduction="none", log_target=True).sum(-1)
+
+
+def _without_gates(model: nn.Module) -> nn.Module:
+    """Return a copy of `model` with the original in every slot that holds a gate."""
+    stock = copy.deepcopy(model)
+    stock.__dict__.pop("updp_plan", None)
+    for path, gate in reversed(list(gates(stock))):
+        stock.set_submodule(path, gate.original)
+    return stock
+
+
+def _refuse_source(model: nn.Module, folder: str | Path) -> None:
+    source = str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
+    if source and (Path(source) / "config.json").is_file() and Path(source).resolve() == Path(folder).resolve():
+        raise ValueError(f"The output folder is {folder}, where the checkpoint itself lies: choose another folder.")
 
 
 def _plan_in(checkpoint: str) -> Plan:

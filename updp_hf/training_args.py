@@ -73,6 +73,8 @@ class UPDPTrainingArguments(TrainingArguments):
         if (self.num_pruned_blocks is None) == (self.plan is None):
             given = "both" if self.plan is not None else "neither"
             raise ValueError(f"Of `num_pruned_blocks` and `plan`, {given} is given: give one of them.")
+        if self.num_pruned_blocks is not None and self.num_pruned_blocks < 1:
+            raise ValueError(f"`num_pruned_blocks` is {self.num_pruned_blocks}, expected at least 1.")
         for name, choices in (
             ("selector", SELECTORS),
             ("form", tuple(Form)),
@@ -83,7 +85,7 @@ class UPDPTrainingArguments(TrainingArguments):
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}, expected one of {[str(c) for c in choices]}.")
         ramp(self.ramp, self.ramp_start, self.ramp_end)  # type: ignore[arg-type]  # raises what is wrong with it
-        if not 0.0 <= self.distillation_weight <= 1.0 or self.temperature <= 0.0 or self.calibration_size < 1:
+        if not 0.0 <= self.distillation_weight <= 1.0 or not self.temperature > 0.0 or self.calibration_size < 1:
             raise ValueError(
                 f"`distillation_weight` is {self.distillation_weight}, `temperature` {self.temperature} and "
                 f"`calibration_size` {self.calibration_size}, expected a weight in [0, 1], a temperature above 0 and "

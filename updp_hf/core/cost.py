@@ -25,8 +25,13 @@ def count_macs(model: nn.Module, inputs: Mapping[str, Tensor]) -> int:
 
 def macs_by_module(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, int]:
     """Return the multiply-accumulates of one forward by the path of the module, "" for the whole model."""
-    with evaluation(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(**inputs)
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one operation for a whole attention, of which nothing is counted
+    try:
+        with evaluation(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(**inputs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
     root = type(model).__name__
     counts = counter.get_flop_counts()
     by_path = {

@@ -44,7 +44,8 @@ def fit_linear(moments: Moments, ridge: float = 1e-4) -> tuple[Tensor, Tensor]:
     mean_x, mean_y = moments.x / moments.count, moments.y / moments.count
     covariance = moments.xx / moments.count - torch.outer(mean_x, mean_x)
     cross = moments.xy / moments.count - torch.outer(mean_x, mean_y)
-    damping = ridge * covariance.diagonal().mean() + torch.finfo(covariance.dtype).tiny
+    rounding = torch.finfo(covariance.dtype).eps * moments.xx.diagonal().mean() / moments.count
+    damping = ridge * covariance.diagonal().mean() + rounding + torch.finfo(covariance.dtype).tiny
     covariance.diagonal().add_(damping)
     weight = torch.linalg.solve(covariance, cross).T
     return weight, mean_y - weight @ mean_x

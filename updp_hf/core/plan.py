@@ -47,12 +47,19 @@ class Plan:
     versions: Mapping[str, str] = field(default_factory=library_versions, compare=False)
 
     def __post_init__(self) -> None:
+        if not self.sites:
+            raise PlanError("The plan has no site, expected at least one: leave the model as it is to prune nothing.")
         if self.start not in ("inherit", "fit"):
             raise PlanError(f"The plan's start is {self.start!r}, expected 'inherit' or 'fit'.")
         if self.end_activation not in (None, *END_ACTIVATIONS):
             raise PlanError(
                 f"The plan's end activation is {self.end_activation!r}, expected None or one of "
                 f"{sorted(END_ACTIVATIONS)}."
+            )
+        dropped = next((site for site in self.sites if site.form is Form.BLOCK_DROP), None)
+        if self.end_activation is not None and dropped is not None:
+            raise PlanError(
+                f"Nothing is left of {dropped} that an activation could follow: plan it without end_activation."
             )
         if self.start == "fit":
             for site in self.sites:
@@ -61,6 +68,13 @@ class Plan:
                         f"{site} is not the inside of one module, so nothing can be fitted in its place: start it "
                         "with 'inherit'."
                     )
+        runs = (Form.FFN, Form.FFN_KEEP_NORM)
+        for site in self.sites:
+            if site.outputs and (site.form is Form.BRANCH_FIT or (self.start == "fit" and site.form in runs)):
+                raise PlanError(
+                    f"{site.container!r} returns a tuple of {site.outputs}, but the Linear fitted in its place would "
+                    "return one tensor: start it with 'inherit', or choose another form."
+                )
         slots: dict[str, Site] = {}
         for site in self.sites:
             for slot in site.run:

@@ -1,0 +1,49 @@
+"""Train, in as many processes as started, two runs of two steps an epoch; each process writes down where it ended.
+
+torchrun --nproc_per_node 2 tests/scripts/train_two_processes.py FOLDER BATCH_SIZE_PER_PROCESS
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+import transformers
+from accelerate import PartialState
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tiny_training import RandomImages, trainer, vit, weights
+
+from updp_hf.surgery import plan_of
+
+RUNS = {
+    "batch-norm": {"save_strategy": "steps", "save_steps": 4, "eval_strategy": "steps", "eval_steps": 4},
+    "no-batch-norm": {"form": "ffn-keep-norm", "optim": "sgd", "learning_rate": 0.05, "distillation": "soft"},
+}
+
+
+def main(folder: Path, batch_size: int) -> None:
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    rank = PartialState(cpu=True).process_index
+    for name, changes in RUNS.items():
+        # Each process has a folder of its own, so that it shows who writes. That of the main process is the result.
+        run = trainer(
+            folder / f"{name}-{rank}",
+            # The processes start apart, and so select other blocks if left to themselves; DDP levels the weights.
+            vit(seed=rank),
+            train_dataset=RandomImages(count=20),
+            selector="least-damage",
+            max_steps=6,
+            per_device_train_batch_size=batch_size,
+            teacher=vit(seed=5) if "distillation" in changes else None,
+            **changes,
+        )
+        run.train()
+        run.save_model()
+        ended = {"blocks": plan_of(run.model).blocks, "weights": weights(run.model), "metrics": run.evaluate()}
+        torch.save(ended, folder / f"{name}-{rank}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

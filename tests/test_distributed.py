@@ -1,0 +1,75 @@
+"""Two processes on the CPU. They are started once; importing the libraries is most of what that costs."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_training import assert_equal, logits
+from transformers import AutoModelForImageClassification
+
+SCRIPT = Path(__file__).parent / "scripts" / "train_two_processes.py"
+RUNS = ["batch-norm", "no-batch-norm"]
+
+
+def run(folder: Path, processes: int, batch_size: int) -> Path:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    done = subprocess.run(
+        [*launch, str(SCRIPT), str(folder), str(batch_size)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("two"), processes=2, batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("one"), processes=1, batch_size=4)
+
+
+def ended(folder: Path, name: str, rank: int) -> dict:
+    return torch.load(folder / f"{name}-{rank}.pt", weights_only=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_all_processes_end_with_the_same_network(two, name):
+    main, other = (ended(two, name, rank) for rank in range(2))
+    assert main["blocks"] == other["blocks"]
+    assert_equal(other["weights"], main["weights"])
+    assert other["metrics"]["eval_loss"] == main["metrics"]["eval_loss"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_only_the_main_process_writes(two, name):
+    names = {path.name for path in (two / f"{name}-0").iterdir() if not path.name.startswith("checkpoint-")}
+    assert names == {"config.json", "model.safetensors", "updp_report.json"}
+    written = {path.name for path in (two / f"{name}-1").rglob("*") if path.is_file()}
+    # The Trainer itself keeps the state of each process's random generators.
+    assert written == ({"rng_state_1.pth"} if name == "batch-norm" else set())
+
+
+@pytest.mark.slow
+def test_what_was_saved_is_what_all_processes_hold(two):
+    loaded = AutoModelForImageClassification.from_pretrained(two / "no-batch-norm-0")
+    classifier = ended(two, "no-batch-norm", 1)["weights"]["classifier.weight"]
+    assert torch.equal(loaded.base.classifier.weight, classifier)
+    assert logits(loaded).isfinite().all()
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_learns_from_the_same_batches(one, two):
+    alone, together = (ended(folder, "no-batch-norm", 0) for folder in (one, two))
+    assert together["blocks"] == alone["blocks"]
+    assert_equal(together["weights"], alone["weights"], tolerance=1e-6)
