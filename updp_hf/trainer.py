@@ -95,9 +95,7 @@ class UPDPTrainer(Trainer):
 
     # before the loop
 
-    def train(
-        self, resume_from_checkpoint: str | os.PathLike[str] | bool | None = None, **kwargs: Any
-    ) -> Any:
+    def train(self, resume_from_checkpoint: str | os.PathLike[str] | bool | None = None, **kwargs: Any) -> Any:
         """Select, gate, calibrate, then train: see `Trainer.train`."""
         if resume_from_checkpoint is True:
             has_run = Path(self.args.output_dir).is_dir()
@@ -161,9 +159,9 @@ class UPDPTrainer(Trainer):
         held = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
         if not all(id(parameter) in held for _, gate in gates(self.model) for parameter in gate.pruned.parameters()):
             raise ValueError(
-                f"The optimizer given ({type(self.optimizer).__name__}) does not hold the parameters of the gates, which "
-                "were put in after it was built: leave it to the trainer (`optim`, `optimizer_cls_and_kwargs`), or gate "
-                "and calibrate the model before you build it."
+                f"The optimizer given ({type(self.optimizer).__name__}) does not hold the parameters of the gates, "
+                "which were put in after it was built: leave it to the trainer (`optim`, `optimizer_cls_and_kwargs`), "
+                "or gate and calibrate the model before you build it."
             )
 
     def _calibration_batches(self) -> list[dict[str, Tensor]]:
@@ -317,7 +315,7 @@ class UPDPTrainer(Trainer):
     def report(self, merged: nn.Module) -> Report:
         """Return the facts of this run. Accuracies are those that were logged: at λ = 0 and after the ramp."""
         evaluations = [entry for entry in self.state.log_history if "eval_loss" in entry]
-        begins_open = self.callback.lambda_at(0, self.state.max_steps) == 0.0
+        opened = [e for e in evaluations if e["step"] == 0 and self.callback.lambda_at(0, self.state.max_steps) == 0.0]
         closed = [e for e in evaluations if self.callback.lambda_at(int(e["step"]) - 1, self.state.max_steps) == 1.0]
         if self.args.load_best_model_at_end and self.state.best_global_step:
             closed = [e for e in closed if e["step"] == self.state.best_global_step]
@@ -330,7 +328,7 @@ class UPDPTrainer(Trainer):
             after=costs["after"],
             latency_conditions=conditions,
             merge_error=getattr(getattr(merged, "config", None), "merge_error", None),
-            metrics_before=_metrics(evaluations[0]) if begins_open and evaluations and not evaluations[0]["step"] else {},
+            metrics_before=_metrics(opened[0]) if opened else {},
             metrics_after=_metrics(closed[-1]) if closed else {},
             arguments=changed_arguments(self.args),
             seed=self.args.seed,

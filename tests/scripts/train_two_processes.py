@@ -1,4 +1,4 @@
-"""Train, in as many processes as started, two runs of two steps an epoch; each process writes down where it ended.
+"""Train, in as many processes as started, the runs below; each process writes down where it ended.
 
 torchrun --nproc_per_node 2 tests/scripts/train_two_processes.py FOLDER BATCH_SIZE_PER_PROCESS
 """
@@ -17,7 +17,8 @@ from tiny_training import RandomImages, trainer, vit, weights
 from updp_hf.surgery import plan_of
 
 RUNS = {
-    "batch-norm": {"save_strategy": "steps", "save_steps": 4, "eval_strategy": "steps", "eval_steps": 4},
+    "batch-norm": {},
+    "evaluated": {"save_strategy": "steps", "save_steps": 4, "eval_strategy": "steps", "eval_steps": 4},
     "no-batch-norm": {"form": "ffn-keep-norm", "optim": "sgd", "learning_rate": 0.05, "distillation": "soft"},
 }
 
@@ -36,12 +37,13 @@ def main(folder: Path, batch_size: int) -> None:
             selector="least-damage",
             max_steps=6,
             per_device_train_batch_size=batch_size,
+            per_device_eval_batch_size=2,
             teacher=vit(seed=5) if "distillation" in changes else None,
             **changes,
         )
         run.train()
         run.save_model()
-        ended = {"blocks": plan_of(run.model).blocks, "weights": weights(run.model), "metrics": run.evaluate()}
+        ended = {"blocks": plan_of(run.model).blocks, "weights": weights(run.model), "log": run.state.log_history}
         torch.save(ended, folder / f"{name}-{rank}.pt")
 
 
