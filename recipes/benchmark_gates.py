@@ -2,8 +2,8 @@
 
     python recipes/benchmark_gates.py --batch_size 8
 
-A DeiT-S-shaped network with random weights takes training steps (forward, backward, AdamW), in turn with its gated
-copies: all FFNs at λ = 0.5, the same with the norms kept, and all FFNs closed. Ratios of medians of one run are printed.
+A DeiT-S-shaped network with random weights takes training steps (forward, backward, AdamW), in turn with its
+gated copies: all FFNs at λ = 0.5, the same with the norms kept, and all FFNs closed. Ratios of medians of one run are printed.
 """
 
 import copy

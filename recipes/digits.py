@@ -43,7 +43,7 @@ class DigitsArguments:
 
     depth: int = field(default=8, metadata={"help": "Blocks of the baseline."})
     hidden_size: int = field(default=96, metadata={"help": "Channels of the baseline."})
-    baseline_epochs: float = field(default=40, metadata={"help": "Epochs for which the baseline is trained."})
+    baseline_epochs: float = field(default=60, metadata={"help": "Epochs for which the baseline is trained."})
     baseline_learning_rate: float = field(default=1e-3, metadata={"help": "Largest learning rate of the baseline."})
 
 
@@ -84,7 +84,7 @@ def load_splits(processor: ViTImageProcessor, seed: int) -> datasets.DatasetDict
     images = [np.uint8(image * 255 / 16) for image in digits.images]  # (8, 8) with values 0 to 16
     data = datasets.Dataset.from_dict({"image": images, "label": digits.target}, features=features)
     splits = data.train_test_split(test_size=0.25, stratify_by_column="label", seed=seed)
-    augment = v2.RandomAffine(degrees=12, translate=(0.1, 0.1), scale=(0.9, 1.1))
+    augment = v2.RandomAffine(degrees=8, translate=(0.07, 0.07), scale=(0.93, 1.07))
     splits["train"].set_transform(partial(to_inputs, processor=processor, augment=augment))
     splits["test"].set_transform(partial(to_inputs, processor=processor, augment=v2.Identity()))
     return splits

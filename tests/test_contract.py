@@ -342,12 +342,17 @@ def test_half_precision_model_gates_and_merges(dtype: torch.dtype):
     assert_merged_is_closed(merged, model, case, 5e-2)
 
 
+@pytest.mark.parametrize("name", ["vit", "timm-vit"])
+def test_the_empty_plan_gives_back_the_checkpoint(name: str):
+    model = copy.deepcopy(checkpoint(name))
+    gate_(model, Plan(()))
+    merged = merge(model)
+    assert type(merged) is type(checkpoint(name))
+    with torch.no_grad():
+        assert torch.equal(logits_of(merged, images(name, 3)), logits_of(checkpoint(name), images(name, 3)))
+
+
 # wrong usage
-
-
-def test_plan_without_sites_is_refused():
-    with pytest.raises(PlanError, match="no site"):
-        Plan(())
 
 
 def test_plan_for_another_checkpoint_is_refused():

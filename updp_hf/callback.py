@@ -21,6 +21,9 @@ class UPDPCallback(TrainerCallback):
     λ is a function of `state.global_step` alone, so a resumed run and all processes agree without talking. Until λ
     is 1 the network is not the pruned one, so what was the best model so far is forgotten at the end of the ramp.
 
+    With the stock `Trainer`, do not resume or load the best model at the end: it loads ViT and DeiT by names that it
+    did not save them under, and only warns. `UPDPTrainer` loads strictly.
+
     Args:
         schedule: from progress in [0, 1] to λ; by default the linear ramp over the first half of training.
 
@@ -59,6 +62,12 @@ class UPDPCallback(TrainerCallback):
         if value == 1.0 and was < 1.0:
             state.best_metric = state.best_global_step = state.best_model_checkpoint = None
             logger.info("All gates are closed from step %d on.", state.global_step)
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Do not let early stopping end the ramp: the metric falls on the way, and an open net cannot be merged."""
+        if control.should_training_stop and self.lambda_at(max(state.global_step - 1, 0), state.max_steps) < 1.0:
+            control.should_training_stop = False
+            logger.info("Early stopping is put off until all gates are closed.")
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any

@@ -138,8 +138,8 @@ def apply_layout_(model: nn.Module, layout: Mapping[str, Mapping[str, Any]]) -> 
         outer = next((p for p in layout if path.startswith(f"{p}.") and layout[p].get("kind") != "end"), None)
         if outer is not None:
             raise ValueError(
-                f"The layout names the slot {path!r} inside {outer!r}, which it replaces: the file is damaged, download "
-                "it again."
+                f"The layout names the slot {path!r} inside {outer!r}, which it replaces: the file is damaged, "
+                "download it again."
             )
     wrapped = [path for path, spec in layout.items() if spec["kind"] == "end"]
     for path, spec in layout.items():

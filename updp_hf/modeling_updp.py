@@ -8,10 +8,11 @@ from transformers import CONFIG_MAPPING, AutoModelForImageClassification, PreTra
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from .configuration_updp import UPDPConfig
-from .layout_updp import apply_layout_
+from .layout_updp import MAX_FEATURES, apply_layout_
 
 __all__ = ["UPDPForImageClassification"]
 
+MAX_BLOCKS = 1024
 _UNSAFE_MODEL_ARGS = {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
 
 
@@ -64,6 +65,10 @@ class UPDPForImageClassification(PreTrainedModel):
         wants_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         wrong = {name: sorted(map(str, info[name])) for name in ("missing_keys", "unexpected_keys") if info[name]}
+        # `ignore_mismatched_sizes` is for a new head: what has one row a class, and else the shape it had.
+        heads = [tuple(new) == (model.num_labels, *old[1:]) for _, old, new in info["mismatched_keys"]]
+        if not all(heads):
+            wrong["mismatched_keys"] = [str(key[0]) for key in info["mismatched_keys"]]
         if wrong:
             raise ValueError(
                 f"The weights in {pretrained_model_name_or_path} do not fit its configuration ("
@@ -125,10 +130,25 @@ def base_config(config: UPDPConfig) -> PreTrainedConfig:
             f"The base configuration asks to load other files ({', '.join(sorted(unsafe))}), which a merged model "
             "never needs: do not use this model."
         )
+    _refuse_absurd_sizes(fields)
     base: PreTrainedConfig = CONFIG_MAPPING[model_type].from_dict(fields)
     base.id2label, base.label2id = config.id2label, config.label2id
     base.problem_type = config.problem_type
     return base
+
+
+def _refuse_absurd_sizes(fields: dict[str, Any]) -> None:
+    """Refuse a configuration that would take all memory or time to build: nobody's image classifier is that large."""
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            _refuse_absurd_sizes(value)
+        numbers = value if isinstance(value, list | tuple) else [value]
+        largest = MAX_BLOCKS if name in ("num_hidden_layers", "depth", "depths", "layers") else MAX_FEATURES
+        if any(isinstance(number, int) and abs(number) > largest for number in numbers):
+            raise ValueError(
+                f"The base configuration has {name} = {value}, expected at most {largest}: the file is damaged, "
+                "download it again."
+            )
 
 
 def updp_config(base: PreTrainedModel, **fields: Any) -> UPDPConfig:

@@ -187,6 +187,8 @@ def merge(
     for block in plan.blocks if plan.end_activation is not None else []:
         layout[block] = _merge_end_(merged, block, plan)
 
+    if not plan.sites:
+        return merged.train(model.training)
     inputs = example_inputs_of(model, batch_size=2) if example_inputs is None else dict(example_inputs)
     limit = TOLERANCES[next(model.parameters()).dtype] if tolerance is None else tolerance
     if not isinstance(merged, PreTrainedModel):
@@ -197,6 +199,7 @@ def merge(
         stock = without_blocks(merged, plan.blocks)
         if stock is not None and _difference(model, stock, inputs) <= limit:
             return stock.train(model.training)
+        logger.info("The stock configuration cannot express the result; the dropped blocks are recorded in a layout.")
     error = _difference(model, merged, inputs)
     _refuse_difference(error, limit)
     if isinstance(merged, UPDPForImageClassification):
@@ -220,12 +223,16 @@ def _pruned_side(site: Site, slot: str, original: nn.Module) -> nn.Module:
     if slot in site.norms:
         return close_norm(original)
     if slot in site.activations:
-        return close_activation(original, site.channels)
+        return close_activation(original)
     if site.form is Form.ATTENTION_DROP:
         return Zero(site.outputs)
     if site.form is Form.BLOCK_DROP:
         return Skip(site.outputs)
-    return nn.Linear(site.channels, site.channels)
+    # Zeros, not random numbers: gating is not to draw from the generator that orders the training data.
+    linear = nn.utils.skip_init(nn.Linear, site.channels, site.channels)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
 
 
 def _append_end_(model: nn.Module, block: str, plan: Plan) -> None:

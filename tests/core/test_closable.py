@@ -180,7 +180,7 @@ def test_a_registered_class_is_an_activation_and_its_subclass_is_not():
     assert not is_registered(Twin())
     assert role(StarRelu(), 5) is Role.ACTIVATION
     assert role(Twin(), 5) is None
-    assert isinstance(close_activation(StarRelu(), CHANNELS), nn.Identity)
+    assert isinstance(close_activation(StarRelu()), nn.Identity)
 
 
 @pytest.mark.usefixtures("registered")
@@ -195,9 +195,9 @@ def test_a_registered_class_may_have_children():
 
 @pytest.mark.usefixtures("registered")
 def test_a_registered_closing_builds_the_affine_module():
-    register_closable(StarRelu, lambda module, channels: nn.Linear(channels, channels))
-    assert close_activation(StarRelu(), 3).out_features == 3
-    assert isinstance(close_activation(nn.GELU(), 3), nn.Identity)
+    register_closable(StarRelu, lambda module: nn.Linear(CHANNELS, CHANNELS))
+    assert close_activation(StarRelu()).out_features == CHANNELS
+    assert isinstance(close_activation(nn.GELU()), nn.Identity)
 
 
 @pytest.mark.parametrize("eps", [1e-5, 1e-6, 1e-12])

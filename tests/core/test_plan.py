@@ -195,7 +195,6 @@ HOSTILE = {
     "no sites": lambda d: without(d, "sites"),
     "sites of no kind": lambda d: d | {"sites": None},
     "sites as text": lambda d: d | {"sites": "blocks.0"},
-    "empty": lambda d: d | {"sites": []},
     "site of no kind": lambda d: d | {"sites": [None]},
     "unknown form": lambda d: d | {"sites": [d["sites"][0] | {"form": "rm -rf"}]},
     "no form": lambda d: without(d, "sites", 0, "form"),

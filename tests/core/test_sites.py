@@ -490,7 +490,7 @@ def pruned_side(site, slot, original):
     if slot in site.norms:
         return close_norm(original)
     if slot in site.activations:
-        return close_activation(original, site.channels)
+        return close_activation(original)
     return {Form.ATTENTION_DROP: Zero, Form.BLOCK_DROP: Skip}.get(site.form, lambda: nn.Linear(C, C))()
 
 

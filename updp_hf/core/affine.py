@@ -186,7 +186,8 @@ def write(map: AffineMap, like: nn.Module) -> nn.Module:
     if map.kernel or map.groups != 1:
         raise TypeError(f"A map with kernel {map.kernel} and {map.groups} groups is not a Linear.")
     parameter = next(like.parameters())
-    linear = nn.Linear(map.in_channels, map.out_channels, device=parameter.device, dtype=parameter.dtype)
+    options = {"device": parameter.device, "dtype": parameter.dtype}
+    linear = nn.utils.skip_init(nn.Linear, map.in_channels, map.out_channels, **options)
     with torch.no_grad():
         linear.weight.copy_(map.weight)
         linear.bias.copy_(map.bias)

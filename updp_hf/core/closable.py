@@ -26,8 +26,8 @@ __all__ = [
     "role_of",
 ]
 
-Closing = Callable[[nn.Module, int], nn.Module]
-"""From a non-linearity and its number of channels to the affine module that it closes to."""
+Closing = Callable[[nn.Module], nn.Module]
+"""From a non-linearity to the affine module that it closes to."""
 
 
 class Role(Enum):
@@ -39,7 +39,7 @@ class Role(Enum):
     ACTIVATION = "is pointwise, closes to the identity"
 
 
-def _to_identity(module: nn.Module, channels: int) -> nn.Module:
+def _to_identity(module: nn.Module) -> nn.Module:
     return nn.Identity()
 
 
@@ -59,8 +59,7 @@ def register_closable(module_class: type[nn.Module], closing: Closing | None = N
 
     Args:
         module_class: the exact class; it takes one tensor and returns one of the same shape.
-        closing: from the module and its number of channels to the affine module that it closes to; the identity by
-            default.
+        closing: from the module to the affine module that it closes to; the identity by default.
 
     Example:
         >>> register_closable(LearnedSwish)
@@ -103,9 +102,9 @@ def role_of(module: nn.Module, call: Call) -> Role | None:
     return None
 
 
-def close_activation(module: nn.Module, channels: int) -> nn.Module:
+def close_activation(module: nn.Module) -> nn.Module:
     """Build what the activation `module` closes to."""
-    return _REGISTERED.get(type(module), _to_identity)(module, channels)
+    return _REGISTERED.get(type(module), _to_identity)(module)
 
 
 def close_norm(module: nn.Module) -> ChannelBatchNorm:

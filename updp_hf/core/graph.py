@@ -19,7 +19,7 @@ class ExportError(ValueError):
     """The model cannot be exported, so nothing is known of its structure."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Call:
     """One call of a leaf module, or one operation in the forward of a larger one."""
 

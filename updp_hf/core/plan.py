@@ -47,8 +47,6 @@ class Plan:
     versions: Mapping[str, str] = field(default_factory=library_versions, compare=False)
 
     def __post_init__(self) -> None:
-        if not self.sites:
-            raise PlanError("The plan has no site, expected at least one: leave the model as it is to prune nothing.")
         if self.start not in ("inherit", "fit"):
             raise PlanError(f"The plan's start is {self.start!r}, expected 'inherit' or 'fit'.")
         if self.end_activation not in (None, *END_ACTIVATIONS):

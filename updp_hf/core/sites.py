@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from itertools import pairwise
 
 import torch
 from torch import nn
@@ -79,15 +78,16 @@ class Structure:
         self.model = model
         self.graph = graph
         self.modules = self._modules()
-        self.roles: dict[int, Role] = {}
+        self.roles: dict[Call, Role] = {}
         self.reasons: dict[str, list[str]] = {}
+        self.foreign_readers = self._foreign_readers()
         for call in graph.calls:
             if call.is_leaf:
                 self._classify(call)
 
     def blocks(self) -> list[str]:
         """Return the blocks: the innermost entries with children of a ModuleList or Sequential, in order."""
-        dense = (call for call in self.graph.calls if self.roles.get(id(call)) is Role.DENSE)
+        dense = (call for call in self.graph.calls if self.roles.get(call) is Role.DENSE)
         return list(dict.fromkeys(block for call in dense if (block := self.block_of(call.path))))
 
     def block_of(self, path: str) -> str:
@@ -124,7 +124,7 @@ class Structure:
 
     def _runs(self, block: str, form: Form, *, closes_norm: bool) -> Iterator[Site]:
         for chain in self._chains(block):
-            roles = [self.roles[id(call)] for call in chain]
+            roles = [self.roles[call] for call in chain]
             dense = [i for i, role in enumerate(roles) if role is Role.DENSE]
             if len(dense) < 2 or Role.ACTIVATION not in roles[dense[0] : dense[-1]]:
                 continue
@@ -139,22 +139,26 @@ class Structure:
                 form=form,
                 block=block,
                 run=tuple(call.path for call in run),
-                activations=tuple(call.path for call in run if self.roles[id(call)] is Role.ACTIVATION),
-                norms=tuple(call.path for call in run if self.roles[id(call)] is Role.NORM),
+                activations=tuple(call.path for call in run if self.roles[call] is Role.ACTIVATION),
+                norms=tuple(call.path for call in run if self.roles[call] is Role.NORM),
                 container=self._container_of(chain[dense[0] : dense[-1] + 1], block),
                 channels=_channels(run[-1]),
                 tokens=_tokens(run[-1]),
             )
 
     def _chains(self, block: str) -> Iterator[list[Call]]:
-        calls = [call for call in self.graph.calls if id(call) in self.roles and self.block_of(call.path) == block]
-        linked = {id(a): b for a, b in pairwise(calls) if a.users == [b] and b.inputs == [a] and not a.is_output}
-        followers = {id(b) for b in linked.values()}
+        calls = [call for call in self.graph.calls if call in self.roles and self.block_of(call.path) == block]
+        linked = {
+            call: call.users[0]
+            for call in calls
+            if len(call.users) == 1 and call.users[0] in calls and call.users[0].inputs == [call] and not call.is_output
+        }
+        followers = set(linked.values())
         for call in calls:
-            if id(call) not in followers:
+            if call not in followers:
                 chain = [call]
-                while id(chain[-1]) in linked:
-                    chain.append(linked[id(chain[-1])])
+                while chain[-1] in linked:
+                    chain.append(linked[chain[-1]])
                 yield chain
 
     def _container_of(self, calls: list[Call], block: str) -> str | None:
@@ -201,16 +205,18 @@ class Structure:
         """Return the one call that feeds the module `path`, if what comes out has the shape of what went in."""
         if not calls or self.graph.call_counts.get(path) != 1:
             return None
-        inside = {id(call) for call in calls}
-        sources = {id(s): s for call in calls for s in call.inputs if id(s) not in inside and s.depends_on_input}
-        results = [call for call in calls if call.is_output or any(id(user) not in inside for user in call.users)]
+        inside = set(calls)
+        sources = {
+            source for call in calls for source in call.inputs if source not in inside and source.depends_on_input
+        }
+        results = [call for call in calls if call.is_output or any(user not in inside for user in call.users)]
         if len(sources) != 1 or len(results) != 1:
             return None
-        source = next(iter(sources.values()))
-        return source if source.shape == results[0].shape else None
+        source = sources.pop()
+        return source if source.shape is not None and source.shape == results[0].shape else None
 
     def _feeds_only(self, source: Call, calls: list[Call]) -> bool:
-        return self.roles.get(id(source)) is Role.NORM and all(user in calls for user in source.users)
+        return self.roles.get(source) is Role.NORM and all(user in calls for user in source.users)
 
     def _is_attention(self, calls: list[Call]) -> bool:
         return any(target in _MIXING for call in calls for target in call.targets)
@@ -231,20 +237,36 @@ class Structure:
         """The modules by their stock path, wrappers of ours looked through."""
         return dict(stock_modules(self.model).values())
 
+    def _foreign_readers(self) -> dict[str, str]:
+        """Map each module to another in whose forward its parameters are read: it cannot be exchanged."""
+        stock = {real: path for real, (path, _) in stock_modules(self.model).items()}
+        readers = {}
+        for call in self.graph.calls:
+            for name in call.parameters:
+                owner = stock.get(name.rpartition(".")[0])
+                if owner is not None and owner != call.path:
+                    readers[owner] = call.path
+        return readers
+
     def _classify(self, call: Call) -> None:
         module = self.modules[call.path]
         count = self.graph.call_counts[call.path]
         twins = [path for path, other in self.modules.items() if other is module and path != call.path]
         role = role_of(module, call)
-        if role is not None and (count > 1 or twins):
-            shared = f"called {count} times" if count > 1 else f"the same module as {twins[0]!r}"
-            self.reasons.setdefault(self.block_of(call.path), []).append(f"{call.path!r} is {shared}")
+        reader = self.foreign_readers.get(call.path)
+        reason = ""
+        if role is None and call.inputs and any(True for _ in module.parameters()):
+            reason = f"({type(module).__name__}) is not affine in a way that is known"
+        elif role is not None and count > 1:
+            reason = f"is called {count} times"
+        elif role is not None and twins:
+            reason = f"is the same module as {twins[0]!r}"
+        elif role is not None and reader is not None:
+            reason = f"has its parameters read by {reader!r}"
         elif role is not None:
-            self.roles[id(call)] = role
-        elif any(True for _ in module.parameters()):
-            self.reasons.setdefault(self.block_of(call.path), []).append(
-                f"{call.path!r} ({type(module).__name__}) is not affine in a way that is known"
-            )
+            self.roles[call] = role
+        if reason:
+            self.reasons.setdefault(self.block_of(call.path), []).append(f"{call.path!r} {reason}")
 
     def _why_not(self, block: str, form: Form) -> str:
         run = "two Linears with only closable non-linearities between them, each feeding only the next"
