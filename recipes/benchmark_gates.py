@@ -3,14 +3,17 @@
     python recipes/benchmark_gates.py --batch_size 8
 
 A DeiT-S-shaped network with random weights takes training steps (forward, backward, AdamW), in turn with its
-gated copies: all FFNs at λ = 0.5, the same with the norms kept, and all FFNs closed. Ratios of medians of one run are printed.
+gated copies: all FFNs at λ = 0.5, the same with the norms kept, and all FFNs closed. It prints the ratios of the
+medians of one run.
 """
 
 import copy
+import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -33,6 +36,7 @@ class BenchmarkArguments:
     image_size: int = field(default=224, metadata={"help": "Pixels along each side of an image."})
     device: str = field(default="cuda" if torch.cuda.is_available() else "cpu", metadata={"help": "Where to run."})
     bf16: bool = field(default=False, metadata={"help": "Autocast to bfloat16."})
+    output: str = field(default="", metadata={"help": "JSON file for what was measured."})
 
 
 def variants(plain: nn.Module) -> dict[str, nn.Module]:
@@ -114,19 +118,32 @@ def main() -> None:
                 times[name].append(elapsed)
     medians = {name: statistics.median(values) for name, values in times.items()}
     memory = {name: bytes_for_backward(step) for name, step in steps.items()}
+    facts = {
+        "networks": {name: {"step_seconds": medians[name], "bytes_for_backward": memory[name]} for name in steps},
+        "arguments": {name: value for name, value in asdict(options).items() if name != "output"},
+        "device": device_name(torch.device(options.device)),
+        "threads": torch.get_num_threads(),
+        "versions": library_versions(),
+    }
+    print(table(facts))
+    print(f"\n{facts['device']}, {facts['threads']} threads, {facts['arguments']}, {facts['versions']}")
+    if options.output:
+        Path(options.output).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def table(facts: dict) -> str:
+    """Return the Markdown table of what was measured."""
+    plain = facts["networks"]["plain"]
     columns = {
         name: {
-            "step, median": f"{1e3 * medians[name]:.0f} ms",
-            "time / plain": f"{medians[name] / medians['plain']:.2f}×",
-            "kept for backward": f"{memory[name] / 2**20:.0f} MiB",
-            "memory / plain": f"{memory[name] / memory['plain']:.2f}×",
+            "step, median": f"{1e3 * cost['step_seconds']:.0f} ms",
+            "time / plain": f"{cost['step_seconds'] / plain['step_seconds']:.2f}×",
+            "kept for backward": f"{cost['bytes_for_backward'] / 2**20:.0f} MiB",
+            "memory / plain": f"{cost['bytes_for_backward'] / plain['bytes_for_backward']:.2f}×",
         }
-        for name in steps
+        for name, cost in facts["networks"].items()
     }
-    print(side_by_side(columns))
-    dtype = "bfloat16 autocast" if options.bf16 else "float32"
-    print(f"\n{options}\n{device_name(torch.device(options.device))}, {dtype}, {torch.get_num_threads()} threads")
-    print(library_versions())
+    return side_by_side(columns)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,13 @@
 import pytest
 import torch
 from tiny_training import STEPS, Lambdas, RandomImages, last_two, logits, losses, timm_vit, vit
-from transformers import AutoModelForImageClassification, Trainer, TrainerState, TrainingArguments
+from transformers import (
+    AutoModelForImageClassification,
+    EarlyStoppingCallback,
+    Trainer,
+    TrainerState,
+    TrainingArguments,
+)
 
 from updp_hf import UPDPCallback, calibrate_, gate_, merge, ramp
 from updp_hf.core.gate import gates
@@ -49,6 +55,23 @@ def test_the_stock_trainer_anneals_and_the_result_merges(tmp_path, build, bf16):
     loaded = AutoModelForImageClassification.from_pretrained(tmp_path / "merged")
     torch.testing.assert_close(logits(loaded), logits(merged), rtol=0.0, atol=0.0)
     torch.testing.assert_close(logits(loaded), logits(model), rtol=0.0, atol=5e-2 if bf16 else 1e-4)
+
+
+def test_early_stopping_waits_for_the_end_of_the_ramp(tmp_path):
+    stopper = EarlyStoppingCallback(early_stopping_patience=1)
+    options = {
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "metric_for_best_model": "worsening",
+        "greater_is_better": True,
+    }
+    run, _ = by_hand(tmp_path, gated(vit), stopper, **options)
+    run.compute_metrics = lambda _: {"worsening": -float(run.state.global_step)}
+    run.add_callback(UPDPCallback())
+    run.train()
+    # λ is 1 from step 4 on: its first evaluation is the best, the second one is worse.
+    assert run.state.global_step == 6
+    assert all(gate.stage == 1.0 for _, gate in gates(run.model))
 
 
 def test_lambda_is_handed_to_the_loggers_behind(tmp_path):

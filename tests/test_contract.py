@@ -19,7 +19,8 @@ from updp_hf.core.plan import PlanError
 from updp_hf.core.sites import Site
 from updp_hf.inputs import example_inputs_of, logits_of
 from updp_hf.layout_updp import EndActivation, get_slot
-from updp_hf.surgery import MergeError, require_sites
+from updp_hf.merging import MergeError
+from updp_hf.surgery import require_sites
 
 
 class Case(NamedTuple):

@@ -148,6 +148,23 @@ def test_new_head_for_new_classes(folders, name):
     assert len(heads) == 2
 
 
+def test_only_a_head_may_have_another_shape(vit):
+    def widen(state):
+        name = next(name for name in state if name.endswith("mlp.fc2.weight"))
+        state[name] = torch.cat([state[name], state[name]])
+
+    edit_weights(vit, widen)
+    with pytest.raises(ValueError, match=r"mismatched keys: .*fc2.weight"):
+        UPDPForImageClassification.from_pretrained(vit, ignore_mismatched_sizes=True)
+
+
+@pytest.mark.parametrize(("field", "value"), [("num_hidden_layers", 10**6), ("hidden_size", 10**8)])
+def test_absurd_sizes_of_the_base_are_refused(vit, field, value):
+    edit_config(vit, lambda config: config["base_config"].update({field: value}))
+    with pytest.raises(ValueError, match=f"{field} = {value}, expected at most"):
+        UPDPForImageClassification.from_pretrained(vit)
+
+
 def test_new_head_is_refused_unless_asked_for(folders):
     with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
         UPDPForImageClassification.from_pretrained(folders["vit"], num_labels=7)

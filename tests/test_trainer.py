@@ -33,9 +33,10 @@ import updp_hf.trainer
 from updp_hf import Plan, Report, UPDPForImageClassification, UPDPTrainer, calibrate_, find_sites, gate_, ramp
 from updp_hf.core.gate import gates
 from updp_hf.core.plan import PlanError
+from updp_hf.distillation import distillation_losses
 from updp_hf.inputs import example_inputs_of, logits_of
-from updp_hf.surgery import MergeError, plan_of
-from updp_hf.trainer import distillation_losses
+from updp_hf.merging import MergeError
+from updp_hf.surgery import plan_of
 
 SAVED = {"config.json", "model.safetensors", "updp_report.json"}
 

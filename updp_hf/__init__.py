@@ -14,11 +14,12 @@ from updp_hf.core.closable import register_closable
 from updp_hf.core.plan import Plan
 from updp_hf.core.policy import ramp
 from updp_hf.core.sites import Form, Site
+from updp_hf.merging import merge
 from updp_hf.metrics import Accuracy, TopKAccuracy, compute_accuracy
 from updp_hf.modeling_updp import UPDPForImageClassification
 from updp_hf.prune import prune
 from updp_hf.report import Report
-from updp_hf.surgery import find_sites, gate_, merge
+from updp_hf.surgery import find_sites, gate_
 from updp_hf.trainer import UPDPTrainer
 from updp_hf.training_args import UPDPTrainingArguments
 

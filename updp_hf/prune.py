@@ -11,8 +11,9 @@ from updp_hf.calibration import calibrate_
 from updp_hf.core.plan import Plan
 from updp_hf.core.sites import Form
 from updp_hf.inputs import base_model_of, check_batches
+from updp_hf.merging import merge
 from updp_hf.selection import Selector, least_damage
-from updp_hf.surgery import gate_, merge, require_sites, site_gates
+from updp_hf.surgery import gate_, require_sites, site_gates
 
 __all__ = ["prune"]
 

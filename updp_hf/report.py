@@ -63,10 +63,14 @@ class Report:
         (Path(folder) / REPORT_NAME).write_text(document + "\n", encoding="utf-8")
 
     @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Self:
+        """Read the JSON values that `save` wrote."""
+        return cls(**{**document, "before": Cost(**document["before"]), "after": Cost(**document["after"])})
+
+    @classmethod
     def load(cls, folder: str | Path) -> Self:
         """Read the report in `folder`."""
-        document = json.loads((Path(folder) / REPORT_NAME).read_text(encoding="utf-8"))
-        return cls(**{**document, "before": Cost(**document["before"]), "after": Cost(**document["after"])})
+        return cls.from_dict(json.loads((Path(folder) / REPORT_NAME).read_text(encoding="utf-8")))
 
 
 def measure_costs(

@@ -9,10 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import safetensors
-import safetensors.torch
 import torch
-import torch.nn.functional as F  # noqa: N812
 from accelerate.utils import broadcast, broadcast_object_list
 from huggingface_hub import upload_folder
 from torch import Tensor, nn
@@ -20,20 +17,21 @@ from torch.utils.data import DataLoader, IterableDataset, Subset
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import get_last_checkpoint
-from transformers.utils import SAFE_WEIGHTS_NAME, logging
+from transformers.utils import logging
 
 from updp_hf.calibration import calibrate_
 from updp_hf.callback import UPDPCallback
-from updp_hf.configuration_updp import UPDPConfig
 from updp_hf.core.cost import count_macs
 from updp_hf.core.gate import gates
-from updp_hf.core.plan import Plan, PlanError
+from updp_hf.core.plan import Plan
 from updp_hf.core.policy import ramp
+from updp_hf.distillation import distillation_losses
+from updp_hf.files import load_checkpoint_, plan_in, refuse_occupied, save_checkpoint, save_merged, write_merged
 from updp_hf.inputs import base_model_of, example_inputs_of
-from updp_hf.modeling_updp import updp_config
+from updp_hf.merging import merge
 from updp_hf.report import Report, changed_arguments, measure_costs
 from updp_hf.selection import Selector, last, least_damage, uniform
-from updp_hf.surgery import gate_, merge, plan_of, require_sites
+from updp_hf.surgery import gate_, plan_of, require_sites
 from updp_hf.training_args import UPDPTrainingArguments
 
 __all__ = ["UPDPTrainer"]
@@ -80,10 +78,15 @@ class UPDPTrainer(Trainer):
                 f"{args.n_gpu} GPUs are visible to one process, which would use DataParallel: start the script with "
                 "`accelerate launch`."
             )
-        _refuse_source(model, args.output_dir)
+        refuse_occupied(args.output_dir, model)
         self.callback = UPDPCallback(ramp(args.ramp, args.ramp_start, args.ramp_end))  # type: ignore[arg-type]
         self.base = _without_gates(model).eval().requires_grad_(False)
         super().__init__(model=model, args=args, **kwargs)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                "FSDP or DeepSpeed is on, but gates and merging need whole parameters: run with plain data parallelism "
+                "(`accelerate launch --multi_gpu`)."
+            )
         self.add_callback(self.callback)
         self.teacher = teacher
         self._macs = count_macs(model, example_inputs_of(model))
@@ -104,8 +107,8 @@ class UPDPTrainer(Trainer):
                 raise ValueError(f"There is no checkpoint in {self.args.output_dir} to resume from: start without.")
         if isinstance(resume_from_checkpoint, str | os.PathLike):
             resume_from_checkpoint = os.fspath(resume_from_checkpoint)
-            plan = _plan_in(resume_from_checkpoint)
-            self._refuse_other(plan, resume_from_checkpoint)
+            plan = plan_in(resume_from_checkpoint)
+            self.args.refuse_other(plan, resume_from_checkpoint)
             gate_(self.model, plan)
         elif not any(True for _ in gates(self.model)):
             images = self._calibration_batches()
@@ -123,10 +126,9 @@ class UPDPTrainer(Trainer):
     def _agreed_plan(self, images: list[dict[str, Tensor]]) -> Plan:
         """The plan given, or the one selected; the main process's choice, so that all processes prune alike."""
         args = self.args
-        if isinstance(args.plan, Plan):
-            return args.plan
-        if args.plan is not None:
-            return Plan.load(args.plan)
+        given = args.given_plan()
+        if given is not None:
+            return given
         selectors: dict[str, Callable[[], Selector]] = {
             "least-damage": lambda: least_damage(self.model, images),
             "uniform": lambda: uniform,
@@ -137,21 +139,6 @@ class UPDPTrainer(Trainer):
         start, end = args.start, args.end_activation
         plan = Plan(chosen, start, end, base_model=base_model_of(self.model))  # type: ignore[arg-type]
         return broadcast_object_list([plan])[0]
-
-    def _refuse_other(self, plan: Plan, checkpoint: str) -> None:
-        """Refuse to resume with the plan of a checkpoint that is not what the arguments ask for."""
-        args = self.args
-        if args.plan is not None:
-            given = args.plan if isinstance(args.plan, Plan) else Plan.load(args.plan)
-            is_asked_for = given.digest() == plan.digest()
-        else:
-            asked = (args.num_pruned_blocks, {args.form}, args.start, args.end_activation)
-            is_asked_for = asked == (len(plan.sites), {s.form for s in plan.sites}, plan.start, plan.end_activation)
-        if not is_asked_for:
-            raise PlanError(
-                f"{checkpoint} prunes otherwise than the arguments ask ({', '.join(map(str, plan.sites))}; start "
-                f"{plan.start!r}, end activation {plan.end_activation!r}): resume with the arguments of that run."
-            )
 
     def _refuse_early_optimizer(self) -> None:
         if self.optimizer is None:
@@ -174,9 +161,9 @@ class UPDPTrainer(Trainer):
             )
         generator = torch.Generator().manual_seed(self.args.seed)
         indices = torch.randperm(len(dataset), generator=generator)[: self.args.calibration_size].tolist()
-        subset = dataset.select(indices) if isinstance(dataset, datasets.Dataset) else Subset(dataset, indices)
-        if isinstance(subset, datasets.Dataset):
-            subset = self._remove_unused_columns(subset, description="calibration")
+        subset: Any = Subset(dataset, indices)
+        if isinstance(dataset, datasets.Dataset):
+            subset = self._remove_unused_columns(dataset.select(indices), description="calibration")
         loader = DataLoader(subset, batch_size=self.args.per_device_eval_batch_size, collate_fn=self.data_collator)
         with torch.random.fork_rng():
             # Augmentation draws from the global generator; training is not to notice.
@@ -201,11 +188,7 @@ class UPDPTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Return the loss of the labels, mixed with that of the teacher while training.
-
-        Soft distillation is Hinton et al. (arXiv 1503.02531): temperature² · KL(teacher ‖ student), both softened;
-        hard distillation is DeiT's (arXiv 2012.12877): cross entropy with the teacher's classes.
-        """
+        """Return the loss of the labels, mixed with that of the teacher while training: see `distillation_losses`."""
         if self.args.distillation == "none" or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         images = {name: value for name, value in inputs.items() if name != "labels"}
@@ -265,45 +248,23 @@ class UPDPTrainer(Trainer):
     # checkpoints
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Save a training checkpoint that no `from_pretrained` takes for a pruned model, under the names of today.
-
-        Transformers would write the names of its version 4 and not load them again when training resumes.
-        """
         if not any(True for _ in gates(self.model)):
             super()._save(output_dir, state_dict)
             return
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        safetensors.torch.save_model(model, str(folder / SAFE_WEIGHTS_NAME), metadata={"format": "pt"})
-        fields = {"plan": plan_of(model).to_dict(), "is_gated": True}
-        config = updp_config(model, **fields) if isinstance(model, PreTrainedModel) else UPDPConfig(**fields)
-        config.save_pretrained(folder)
+        save_checkpoint(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), folder)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
         torch.save(self.args, folder / TRAINING_ARGS_NAME)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Load strictly: a checkpoint of another structure is an error, not a warning."""
-        self._load_strictly(resume_from_checkpoint, model or self.model)
+        load_checkpoint_(model or self.model, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         logger.info("Loading the best model, %s.", self.state.best_model_checkpoint)
-        self._load_strictly(str(self.state.best_model_checkpoint), self.model)
-
-    def _load_strictly(self, folder: str, model: nn.Module) -> None:
-        file = Path(folder) / SAFE_WEIGHTS_NAME
-        if not file.is_file():
-            raise ValueError(f"{folder} holds no {SAFE_WEIGHTS_NAME}: is the checkpoint complete?")
-        try:
-            safetensors.torch.load_model(model, file)
-        except (RuntimeError, safetensors.SafetensorError) as error:
-            raise ValueError(
-                f"The checkpoint {folder} does not fit the model: {error}. Resume with the model, the plan and the "
-                "options that the run was started with."
-            ) from error
+        load_checkpoint_(self.model, str(self.state.best_model_checkpoint))
 
     # after the loop
 
@@ -335,23 +296,20 @@ class UPDPTrainer(Trainer):
         )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Merge and save: weights, configuration, processor and report. All files are complete or none is there.
+        """Merge and save: weights, configuration, processor and report. Pushing is a step of its own.
 
         Raises:
             MergeError: the gates are not closed yet.
+            ValueError: a checkpoint lies in the folder.
         """
         if _internal_call or not any(True for _ in gates(self.model)):
             super().save_model(output_dir, _internal_call)
             return
         if self.is_world_process_zero():
             folder = Path(output_dir or self.args.output_dir)
-            _refuse_source(self.base, folder)
+            refuse_occupied(folder, self.base)
             merged = self.merge()
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as unfinished:
-                self._write_merged(merged, unfinished)
-                for file in Path(unfinished).iterdir():
-                    os.replace(file, folder / file.name)
+            save_merged(merged, folder, self.processing_class, self.report(merged))
             logger.info("Saved the merged model in %s.", folder)
         self.accelerator.wait_for_everyone()
 
@@ -369,7 +327,8 @@ class UPDPTrainer(Trainer):
         if not self.is_world_process_zero():
             return None
         with tempfile.TemporaryDirectory() as folder:
-            self._write_merged(self.merge(), folder)
+            merged = self.merge()
+            write_merged(merged, Path(folder), self.processing_class, self.report(merged))
             return upload_folder(
                 repo_id=self.hub_model_id,
                 folder_path=folder,
@@ -377,35 +336,6 @@ class UPDPTrainer(Trainer):
                 token=token or self.args.hub_token,
                 revision=revision or self.args.hub_revision,
             )
-
-    def _write_merged(self, merged: nn.Module, folder: str) -> None:
-        if not isinstance(merged, PreTrainedModel):
-            raise ValueError(
-                f"{type(merged).__name__} is no transformers model, so there is no configuration to save it with: load "
-                "it through AutoModelForImageClassification, which wraps timm models, and prune that."
-            )
-        merged.save_pretrained(folder)
-        if self.processing_class is not None:
-            self.processing_class.save_pretrained(folder)
-        self.report(merged).save(folder)
-
-
-def distillation_losses(student: Tensor, teacher: Tensor, *, hard: bool, temperature: float = 1.0) -> Tensor:
-    """Return the distillation loss of each image, from logits of shape `(batch, classes)`.
-
-    Raises:
-        ValueError: student and teacher have different classes.
-    """
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"The teacher returns logits of shape {tuple(teacher.shape)}, the student {tuple(student.shape)}: use a "
-            "teacher with the same classes."
-        )
-    if hard:
-        return F.cross_entropy(student, teacher.argmax(-1), reduction="none")
-    target = F.log_softmax(teacher / temperature, -1)
-    found = F.log_softmax(student / temperature, -1)
-    return temperature**2 * F.kl_div(found, target, reduction="none", log_target=True).sum(-1)
 
 
 def _without_gates(model: nn.Module) -> nn.Module:
@@ -415,19 +345,6 @@ def _without_gates(model: nn.Module) -> nn.Module:
     for path, gate in reversed(list(gates(stock))):
         stock.set_submodule(path, gate.original)
     return stock
-
-
-def _refuse_source(model: nn.Module, folder: str | Path) -> None:
-    source = str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
-    if source and (Path(source) / "config.json").is_file() and Path(source).resolve() == Path(folder).resolve():
-        raise ValueError(f"The output folder is {folder}, where the checkpoint itself lies: choose another folder.")
-
-
-def _plan_in(checkpoint: str) -> Plan:
-    config = UPDPConfig.from_pretrained(checkpoint)
-    if not getattr(config, "is_gated", False) or not config.plan:
-        raise PlanError(f"{checkpoint} is no checkpoint of a pruning run: resume from a folder `checkpoint-*` of one.")
-    return Plan.from_dict(config.plan)
 
 
 def _metrics(entry: dict[str, float]) -> dict[str, float]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from updp_hf.core.plan import Plan
+from updp_hf.core.plan import Plan, PlanError
 from updp_hf.core.policy import ramp
 from updp_hf.core.sites import Form
 from updp_hf.layout_updp import END_ACTIVATIONS
@@ -98,6 +98,32 @@ class UPDPTrainingArguments(TrainingArguments):
             )
         # An open or closed gate leaves one of its sides without gradients.
         self.ddp_find_unused_parameters: bool | None = self.ddp_find_unused_parameters is not False
+
+    def given_plan(self) -> Plan | None:
+        """Return the plan that the arguments give, None if the blocks are to be selected.
+
+        Raises:
+            PlanError: the file holds no plan.
+        """
+        return self.plan if isinstance(self.plan, Plan) or self.plan is None else Plan.load(self.plan)
+
+    def refuse_other(self, plan: Plan, checkpoint: str) -> None:
+        """Refuse to resume `checkpoint`, whose plan is not what the arguments ask for.
+
+        Raises:
+            PlanError: it is not.
+        """
+        given = self.given_plan()
+        if given is not None:
+            is_asked_for = given.digest() == plan.digest()
+        else:
+            asked = (self.num_pruned_blocks, {self.form}, self.start, self.end_activation)
+            is_asked_for = asked == (len(plan.sites), {s.form for s in plan.sites}, plan.start, plan.end_activation)
+        if not is_asked_for:
+            raise PlanError(
+                f"{checkpoint} prunes otherwise than the arguments ask ({', '.join(map(str, plan.sites))}; start "
+                f"{plan.start!r}, end activation {plan.end_activation!r}): resume with the arguments of that run."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the arguments as JSON values, a plan given as an object included."""

@@ -1,0 +1,58 @@
+"""The README: its examples run, and its numbers are those of the reports."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+from tiny_training import RandomImages, vit
+from transformers import ViTImageProcessor
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_examples_run_one_after_another(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    vit(num_hidden_layers=7).save_pretrained("checkpoint")
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained("checkpoint")
+    images = RandomImages(16)
+    names = {
+        "train_dataset": images,
+        "eval_dataset": images,
+        "calibration_batches": [images.images],
+    }
+    # The hub and the length of training are all that differs from what is printed.
+    swaps = {'"facebook/deit-small-patch16-224"': '"checkpoint"', "num_train_epochs=30": "max_steps=3, use_cpu=True"}
+    for block in blocks("python"):
+        for printed, local in swaps.items():
+            block = block.replace(printed, local)
+        exec(compile(block, "README.md", "exec"), names)
+    assert {"deit-small-p6", "deit-small-untrained-p3"} <= {folder.name for folder in tmp_path.iterdir()}
+    assert len(names["trainer"].plan.sites) == 6
+
+
+def test_the_two_commands_are_printed():
+    commands = blocks("bash")
+    assert commands == [
+        "pip install '.[recipes]' && accelerate launch recipes/digits.py\n",
+        "pip install '.[test]' && pytest\n",
+    ]
+
+
+@pytest.fixture
+def readme_tables(monkeypatch):
+    spec = importlib.util.spec_from_file_location("readme_tables", ROOT / "recipes" / "readme_tables.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.syspath_prepend(ROOT / "recipes")
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_measured_numbers_are_those_of_the_reports(readme_tables):
+    printed = README.split(readme_tables.BEGIN)[1].split(readme_tables.END)[0]
+    assert printed == readme_tables.measured_section()

@@ -1,0 +1,71 @@
+"""What may stand in a slot depends on how the slot is called and who else looks into it."""
+
+import pytest
+import torch
+from torch import nn
+
+from updp_hf import Form, find_sites
+from updp_hf.core.plan import PlanError
+from updp_hf.surgery import require_sites
+
+C = 8
+
+
+class Mlp(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.act, self.fc2 = nn.Linear(C, 2 * C), nn.GELU(), nn.Linear(2 * C, C)
+
+    def forward(self, x, scale=None):
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class Block(nn.Module):
+    def __init__(self, call):
+        super().__init__()
+        self.norm, self.mlp, self.side, self.call = nn.LayerNorm(C), Mlp(), nn.Linear(C, C), call
+
+    def forward(self, x):
+        return x + self.call(self, self.norm(x))
+
+
+def sites(call, form):
+    model = nn.Sequential(Block(call), Block(call))
+    return find_sites(model, [form], example_inputs={"input": torch.randn(1, 3, C)})
+
+
+CALLS = {
+    "plain": lambda block, x: block.mlp(x),
+    "keyword": lambda block, x: block.mlp(x=x),
+    "two arguments": lambda block, x: block.mlp(x, 1.0),
+}
+
+
+@pytest.mark.parametrize(("call", "can_be_fitted"), [("plain", True), ("keyword", False), ("two arguments", False)])
+def test_a_linear_stands_only_for_what_is_called_like_one(call, can_be_fitted):
+    run = sites(CALLS[call], Form.FFN).sites
+    assert [site.container is not None for site in run] == [can_be_fitted] * 2
+    branch = sites(CALLS[call], Form.BRANCH_FIT)
+    assert len(branch.sites) == 2 * can_be_fitted
+    assert all("no Linear can stand in its place" in refusal.reason for refusal in branch.refused)
+
+
+def test_a_module_whose_weight_others_read_is_refused():
+    found = sites(lambda block, x: block.mlp(x) + nn.functional.linear(x, block.mlp.fc1.weight[:C]), Form.FFN)
+    assert not found.sites
+    assert "'0.mlp.fc1' has its parameters read by '0'" in found.refused[0].reason
+
+
+def test_what_runs_between_the_calls_of_a_run_does_not_end_it():
+    def call(block, x):
+        hidden = block.mlp.fc1(x)
+        side = block.side(x)
+        return block.mlp.fc2(block.mlp.act(hidden)) + side
+
+    assert sites(call, Form.FFN_KEEP_NORM).sites[0].run == ("0.mlp.fc1", "0.mlp.act", "0.mlp.fc2")
+
+
+def test_a_model_without_sites_says_where_the_search_stopped():
+    model = nn.Sequential(Block(lambda block, x: block.side(x)), Block(lambda block, x: block.side(x)))
+    with pytest.raises(PlanError, match=r"has no site of the form 'ffn'. 0: looked for two Linears"):
+        require_sites(model, "ffn", {"input": torch.randn(1, 3, C)})

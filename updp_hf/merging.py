@@ -1,0 +1,169 @@
+"""From a closed model to the merged one: each site one map, written into a slot of the stock architecture."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from updp_hf.core import affine
+from updp_hf.core.gate import Gate, gates
+from updp_hf.core.modes import evaluation
+from updp_hf.core.plan import Plan
+from updp_hf.core.sites import Form, Site
+from updp_hf.inputs import example_inputs_of, logits_of
+from updp_hf.layout_updp import EndActivation, Skip, Zero, get_slot, set_slot
+from updp_hf.modeling_updp import UPDPForImageClassification, with_layout
+from updp_hf.stock import without_blocks
+from updp_hf.surgery import END_EPS, plan_of
+
+__all__ = ["MergeError", "merge"]
+
+logger = logging.get_logger(__name__)
+
+TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+"""Largest difference of merged and closed logits, relative to the largest logit, by dtype."""
+
+
+class MergeError(ValueError):
+    """The model is not in a state to be merged, or the merged model does not compute what the closed one does."""
+
+
+def merge(
+    model: nn.Module, *, example_inputs: Mapping[str, Tensor] | None = None, tolerance: float | None = None
+) -> nn.Module:
+    """Return the merged copy of a closed `model`: each site one map, nothing of ours computed but what is left.
+
+    Args:
+        model: a gated model with every λ at 1; it is left as it is.
+        example_inputs: images on which merged and closed logits are compared; random ones by default.
+        tolerance: largest difference allowed, relative to the largest logit; by default what fits the dtype.
+
+    Returns:
+        For a transformers model an `UPDPForImageClassification`, or the stock class where its configuration can express
+        the result; for any other module a module of the same class.
+
+    Raises:
+        MergeError: a gate is not closed, or the merged logits differ.
+        PlanError: the model is not gated.
+    """
+    plan = plan_of(model)
+    _refuse_half_open(model)
+    model = _without_autocast(model)
+    merged = copy.deepcopy(model).eval()
+    del merged.updp_plan
+    layout: dict[str, dict[str, Any]] = {}
+    for site in plan.sites:
+        layout |= _merge_site_(merged, site)
+    for block in plan.blocks if plan.end_activation is not None else []:
+        layout[block] = _merge_end_(merged, block, plan)
+
+    if not plan.sites:
+        return merged.train(model.training)
+    inputs = example_inputs_of(model, batch_size=2) if example_inputs is None else dict(example_inputs)
+    limit = TOLERANCES[next(model.parameters()).dtype] if tolerance is None else tolerance
+    if not isinstance(merged, PreTrainedModel):
+        error = _difference(model, merged, inputs)
+        _refuse_difference(error, limit)
+        return merged.train(model.training)
+    if all(site.form is Form.BLOCK_DROP for site in plan.sites) and plan.end_activation is None:
+        stock = without_blocks(merged, plan.blocks)
+        if stock is not None and _difference(model, stock, inputs) <= limit:
+            return stock.train(model.training)
+        logger.info("The stock configuration cannot express the result; the dropped blocks are recorded in a layout.")
+    error = _difference(model, merged, inputs)
+    _refuse_difference(error, limit)
+    if isinstance(merged, UPDPForImageClassification):
+        layout = {path.removeprefix("base."): spec for path, spec in layout.items()}
+        inside = tuple(f"{path}." for path, spec in layout.items() if spec["kind"] != "end")
+        earlier = {path: spec for path, spec in (merged.config.layout or {}).items() if not path.startswith(inside)}
+        layout = {**earlier, **layout}
+        merged = merged.base
+    return with_layout(merged, layout, plan=plan.to_dict(), merge_error=error).train(model.training)
+
+
+def _without_autocast(model: nn.Module) -> nn.Module:
+    """Return a copy without the autocast that accelerate wraps around `forward` to train in bf16 or fp16."""
+    bare = copy.deepcopy(model)
+    if bare.__dict__.pop("_original_forward", None) is not None:
+        del bare.forward
+    return bare
+
+
+def _merge_site_(merged: nn.Module, site: Site) -> dict[str, dict[str, Any]]:
+    """Fold one site in place and return its part of the layout."""
+    identity: dict[str, Any] = {"kind": "identity"}
+    if site.form in (Form.ATTENTION_DROP, Form.BLOCK_DROP):
+        drop = Zero if site.form is Form.ATTENTION_DROP else Skip
+        layout = dict.fromkeys(site.run[:-1], identity)
+        layout[site.run[-1]] = {"kind": drop.__name__.lower(), "outputs": site.outputs}
+        for slot in site.run[:-1]:
+            set_slot(merged, slot, nn.Identity())
+        set_slot(merged, site.run[-1], drop(site.outputs))
+        return layout
+    # A fitted Linear stands in the slot of the whole container, else the run's own slots are read one by one.
+    slots = list(site.run)
+    if isinstance(get_slot(merged, site.container or site.run[0]), Gate) and site.container:
+        inside = [slot for slot in slots if slot.startswith(f"{site.container}.")] or [site.container]
+        slots[slots.index(inside[0]) : slots.index(inside[-1]) + 1] = [site.container]
+    modules = {slot: _closed(get_slot(merged, slot)) for slot in slots}
+    home = next(slot for slot, module in modules.items() if isinstance(module, nn.Linear))
+    maps = [affine.read(module) for module in modules.values() if not isinstance(module, nn.Identity)]
+    linear = affine.write(affine.fold(maps), like=modules[home])
+    for slot in slots:
+        set_slot(merged, slot, linear if slot == home else nn.Identity())
+    return {slot: _linear_spec(linear) if slot == home else identity for slot in slots}
+
+
+def _closed(module: nn.Module) -> nn.Module:
+    return module.pruned if isinstance(module, Gate) else module
+
+
+def _linear_spec(linear: nn.Module) -> dict[str, Any]:
+    assert isinstance(linear, nn.Linear)
+    return {
+        "kind": "linear",
+        "in_features": linear.in_features,
+        "out_features": linear.out_features,
+        "bias": linear.bias is not None,
+    }
+
+
+def _merge_end_(merged: nn.Module, block: str, plan: Plan) -> dict[str, Any]:
+    wrapper = get_slot(merged, block)
+    assert isinstance(wrapper, EndActivation)
+    assert isinstance(wrapper.end, Gate)
+    wrapper.end = wrapper.end.pruned
+    channels = next(site.channels for site in plan.sites if site.block == block)
+    return {"kind": "end", "channels": channels, "eps": END_EPS, "activation": plan.end_activation}
+
+
+@torch.no_grad()
+def _difference(closed: nn.Module, merged: nn.Module, inputs: Mapping[str, Tensor]) -> float:
+    """Return the largest difference of the logits, relative to the largest logit."""
+    with evaluation(closed), evaluation(merged):
+        expected, found = (logits_of(model, inputs).double() for model in (closed, merged))
+    scale = expected.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
+    return float((found - expected).abs().max() / scale)
+
+
+def _refuse_difference(error: float, limit: float) -> None:
+    if not error <= limit:
+        raise MergeError(
+            f"Merged and closed logits differ by {error:.1e} of the largest logit, expected at most {limit:.0e}: merge "
+            "in float32 or float64, and report this model if it still differs."
+        )
+    logger.info("Merged: logits differ by %.1e of the largest one.", error)
+
+
+def _refuse_half_open(model: nn.Module) -> None:
+    open_ = {path: float(gate.lam) for path, gate in gates(model) if float(gate.lam) != 1.0}
+    if open_:
+        path, value = next(iter(open_.items()))
+        raise MergeError(
+            f"{len(open_)} gates are not closed ({path!r} has λ = {value:g}), but only a closed model can be merged: "
+            "train until the ramp has ended, or load a checkpoint from after it."
+        )
