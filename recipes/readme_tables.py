@@ -51,8 +51,9 @@ def measured_section() -> str:
     dtype = "bfloat16 autocast" if arguments["bf16"] else "float32"
     return f"""
 **Digits**: `accelerate launch recipes/digits.py --seed N`, a ViT of 8 blocks of which {blocks} FFNs are closed.
-Accuracy on 450 held-out images. Latency on {conditions["device"]}, {conditions["dtype"]}, {conditions["threads"]} thread, eager,
-{conditions["statistic"]}; torch {first.versions["torch"]}, transformers {first.versions["transformers"]}.
+Accuracy on 450 held-out images. Latency on {conditions["device"]}, {conditions["dtype"]},
+{conditions["threads"]} thread, eager, {conditions["statistic"]}; torch
+{first.versions["torch"]}, transformers {first.versions["transformers"]}.
 A small network on small images: it shows that the whole way works, and promises nothing for yours.
 
 {digits_table(reports)}

@@ -75,6 +75,8 @@ class ChannelBatchNorm(nn.Module):
 class EndActivation(nn.Module):
     """A block followed by BatchNorm and an activation, as UPDP (arXiv 2401.06426) puts at the end of a pruned block."""
 
+    stock_child = "block"
+
     def __init__(self, block: nn.Module, end: nn.Module):
         super().__init__()
         self.block = block
@@ -94,12 +96,10 @@ def batch_norm_and_activation(channels: int, eps: float, activation: str) -> nn.
 
 
 def unwrap(module: nn.Module) -> nn.Module:
-    """Look through the modules of ours that wrap a stock module in its slot."""
-    while True:
-        inner = module._modules.get("block" if isinstance(module, EndActivation) else "original")
-        if inner is None or not (isinstance(module, EndActivation) or getattr(module, "is_gate", False)):
-            return module
-        module = inner
+    """Look through the modules of ours that wrap a stock module in its slot: they name it as `stock_child`."""
+    while (name := getattr(module, "stock_child", None)) is not None:
+        module = getattr(module, name)
+    return module
 
 
 def get_slot(model: nn.Module, path: str) -> nn.Module:

@@ -14,7 +14,8 @@ from updp_hf.core.gate import Gate, gates
 from updp_hf.core.graph import stock_modules, trace
 from updp_hf.core.modes import open_gates
 from updp_hf.core.plan import Plan, PlanError
-from updp_hf.core.sites import Form, Refusal, Site, Structure
+from updp_hf.core.sites import Form, Refusal, Site
+from updp_hf.core.structure import Structure
 from updp_hf.inputs import example_inputs_of
 from updp_hf.layout_updp import EndActivation, Skip, Zero, batch_norm_and_activation, get_slot, set_slot
 

@@ -19,7 +19,7 @@ class Gate(nn.Module):
     The blend of whole outputs follows UPDP (arXiv 2401.06426); its exact equation is not known to us.
     """
 
-    is_gate = True
+    stock_child = "original"
     lam: Tensor
 
     def __init__(self, original: nn.Module, pruned: nn.Module):

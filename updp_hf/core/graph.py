@@ -8,9 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from updp_hf.core.gate import Gate
 from updp_hf.core.modes import evaluation, open_gates
-from updp_hf.layout_updp import EndActivation
 
 __all__ = ["Call", "ExportError", "Graph", "stock_modules", "trace"]
 
@@ -101,9 +99,9 @@ def stock_modules(model: nn.Module) -> dict[str, tuple[str, nn.Module]]:
     found: dict[str, tuple[str, nn.Module]] = {}
 
     def walk(real: str, stock: str, module: nn.Module) -> None:
-        inner = {Gate: "original", EndActivation: "block"}.get(type(module))
+        inner = getattr(module, "stock_child", None)
         if inner is not None:
-            walk(f"{real}.{inner}", stock, module._modules[inner])  # type: ignore[arg-type]
+            walk(f"{real}.{inner}", stock, getattr(module, inner))
             return
         found[real] = (stock, module)
         for name, child in module._modules.items():

@@ -9,7 +9,8 @@ from updp_hf.core.closable import close_activation, close_norm, is_registered, r
 from updp_hf.core.gate import Gate
 from updp_hf.core.graph import trace
 from updp_hf.core.plan import Plan
-from updp_hf.core.sites import Form, Refusal, Site, Structure
+from updp_hf.core.sites import Form, Refusal, Site
+from updp_hf.core.structure import Structure
 from updp_hf.layout_updp import EndActivation, Skip, Zero, get_slot, set_slot
 
 C, N = 8, 5
