@@ -7,8 +7,9 @@ gated copies: all FFNs at λ = 0.5, the same with the norms kept, and all FFNs c
 medians of one run.
 """
 
-import copy
 import json
+import multiprocessing
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -30,7 +31,7 @@ class BenchmarkArguments:
     """The network and how often it is measured."""
 
     batch_size: int = field(default=8, metadata={"help": "Images in a step."})
-    rounds: int = field(default=7, metadata={"help": "Steps that are measured of each network, in turn."})
+    rounds: int = field(default=20, metadata={"help": "Steps that are measured of each network, in turn."})
     depth: int = field(default=12, metadata={"help": "Blocks."})
     hidden_size: int = field(default=384, metadata={"help": "Channels."})
     image_size: int = field(default=224, metadata={"help": "Pixels along each side of an image."})
@@ -39,22 +40,33 @@ class BenchmarkArguments:
     output: str = field(default="", metadata={"help": "JSON file for what was measured."})
 
 
-def variants(plain: nn.Module) -> dict[str, nn.Module]:
-    """Return the network and its gated copies."""
+VARIANTS: dict[str, tuple[Form, float] | None] = {
+    "plain": None,
+    "gated, λ = 0.5": (Form.FFN, 0.5),
+    "norm kept, λ = 0.5": (Form.FFN_KEEP_NORM, 0.5),
+    "gated, λ = 1": (Form.FFN, 1.0),
+}
 
-    def gated(form: Form, value: float) -> nn.Module:
-        model = copy.deepcopy(plain)
+
+def build(variant: str, options: BenchmarkArguments) -> nn.Module:
+    """Return the network, gated as `variant` says."""
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=options.hidden_size,
+        num_hidden_layers=options.depth,
+        num_attention_heads=options.hidden_size // 64,
+        intermediate_size=4 * options.hidden_size,
+        image_size=options.image_size,
+        num_labels=1000,
+    )
+    model = ViTForImageClassification(config).to(options.device).train()
+    gating = VARIANTS[variant]
+    if gating is not None:
+        form, value = gating
         gate_(model, Plan(find_sites(model, [form]).sites))
         for _, gate in gates(model):
             gate.set_lambda_(value)
-        return model
-
-    return {
-        "plain": plain,
-        "gated, λ = 0.5": gated(Form.FFN, 0.5),
-        "norm kept, λ = 0.5": gated(Form.FFN_KEEP_NORM, 0.5),
-        "gated, λ = 1": gated(Form.FFN, 1.0),
-    }
+    return model
 
 
 def training_step(model: nn.Module, options: BenchmarkArguments) -> Callable[[], None]:
@@ -83,43 +95,47 @@ def seconds(step: Callable[[], None], device: str) -> float:
     return time.perf_counter() - begin
 
 
-def bytes_for_backward(step: Callable[[], None]) -> int:
-    """Return the size of the distinct tensors that one step keeps for its backward pass, parameters included."""
-    sizes: dict[int, int] = {}
+def peak_bytes(variant: str, options: BenchmarkArguments) -> int:
+    """Return the peak memory of two training steps: of the device's allocator, on the CPU of a process of their own.
 
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
+    The process must be started while this one is small: it begins with the peak of the one that starts it.
+    """
+    if options.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        take_two_steps(variant, options)
+        return torch.cuda.max_memory_allocated()
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(take_two_steps, (variant, options))
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        step()
-    return sum(sizes.values())
+
+def take_two_steps(variant: str, options: BenchmarkArguments) -> int:
+    """Take two training steps and return the peak memory of this process in bytes."""
+    step = training_step(build(variant, options), options)
+    step()
+    step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def main() -> None:
     (options,) = HfArgumentParser(BenchmarkArguments).parse_args_into_dataclasses()
-    torch.manual_seed(0)
-    config = ViTConfig(
-        hidden_size=options.hidden_size,
-        num_hidden_layers=options.depth,
-        num_attention_heads=options.hidden_size // 64,
-        intermediate_size=4 * options.hidden_size,
-        image_size=options.image_size,
-        num_labels=1000,
-    )
-    models = variants(ViTForImageClassification(config).to(options.device).train())
-    steps = {name: training_step(model, options) for name, model in models.items()}
-    times: dict[str, list[float]] = {name: [] for name in steps}
+    memory = {variant: peak_bytes(variant, options) for variant in VARIANTS}
+    steps = {variant: training_step(build(variant, options), options) for variant in VARIANTS}
+    times: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
     for round_ in range(2 + options.rounds):
-        for name, step in steps.items():
+        for variant, step in steps.items():
             elapsed = seconds(step, options.device)
             if round_ >= 2:
-                times[name].append(elapsed)
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    memory = {name: bytes_for_backward(step) for name, step in steps.items()}
+                times[variant].append(elapsed)
+    networks = {
+        variant: {
+            "step_seconds": statistics.median(times[variant]),
+            "time_ratio": statistics.median(t / p for t, p in zip(times[variant], times["plain"], strict=True)),
+            "peak_bytes": memory[variant],
+        }
+        for variant in VARIANTS
+    }
     facts = {
-        "networks": {name: {"step_seconds": medians[name], "bytes_for_backward": memory[name]} for name in steps},
+        "networks": networks,
         "arguments": {name: value for name, value in asdict(options).items() if name != "output"},
         "device": device_name(torch.device(options.device)),
         "threads": torch.get_num_threads(),
@@ -137,9 +153,9 @@ def table(facts: dict) -> str:
     columns = {
         name: {
             "step, median": f"{1e3 * cost['step_seconds']:.0f} ms",
-            "time / plain": f"{cost['step_seconds'] / plain['step_seconds']:.2f}×",
-            "kept for backward": f"{cost['bytes_for_backward'] / 2**20:.0f} MiB",
-            "memory / plain": f"{cost['bytes_for_backward'] / plain['bytes_for_backward']:.2f}×",
+            "time / plain": f"{cost['time_ratio']:.2f}×",
+            "peak memory": f"{cost['peak_bytes'] / 2**20:.0f} MiB",
+            "memory / plain": f"{cost['peak_bytes'] / plain['peak_bytes']:.2f}×",
         }
         for name, cost in facts["networks"].items()
     }

@@ -2,6 +2,7 @@
 
 import json
 import statistics
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,26 +47,25 @@ def measured_section() -> str:
     reports = [Report.from_dict(json.loads(file.read_text(encoding="utf-8"))) for file in files]
     gates = json.loads((ROOT / "model_cards" / "benchmark_gates.json").read_text(encoding="utf-8"))
     first = reports[0]
-    blocks = len(first.plan["sites"])
-    arguments, conditions = gates["arguments"], first.latency_conditions
-    dtype = "bfloat16 autocast" if arguments["bf16"] else "float32"
-    return f"""
-**Digits**: `accelerate launch recipes/digits.py --seed N`, a ViT of 8 blocks of which {blocks} FFNs are closed.
-Accuracy on 450 held-out images. Latency on {conditions["device"]}, {conditions["dtype"]},
-{conditions["threads"]} thread, eager, {conditions["statistic"]}; torch
-{first.versions["torch"]}, transformers {first.versions["transformers"]}.
-A small network on small images: it shows that the whole way works, and promises nothing for yours.
+    conditions, arguments = first.latency_conditions, gates["arguments"]
+    digits = f"""
+        **Digits**: `accelerate launch recipes/digits.py --seed N`, a ViT of 8 blocks of which
+        {len(first.plan["sites"])} FFNs are closed. Accuracy on 450 held-out images. Latency: {conditions["statistic"]};
+        {conditions["device"]}, {conditions["dtype"]}, {conditions["mode"]}, {conditions["threads"]} thread,
+        torch {first.versions["torch"]}, transformers {first.versions["transformers"]}. A small network on small images:
+        it shows that the whole way works, and promises nothing for yours."""
+    training = f"""
+        **What gates cost while training**: `python recipes/benchmark_gates.py`, a DeiT-S-shaped network with all its
+        FFNs gated. {gates["device"]}, {"bfloat16 autocast" if arguments["bf16"] else "float32"}, {gates["threads"]}
+        threads, batch {arguments["batch_size"]}, {arguments["image_size"]} pixels; medians of {arguments["rounds"]}
+        steps in turn, ratios within each turn. At λ = 0.5 both sides of each gate are computed, at λ = 1 the pruned
+        one. Memory is the peak of a process of its own for each, Python and libraries included."""
+    parts = [paragraph(digits), digits_table(reports), paragraph(training), gates_table(gates)]
+    return "\n" + "\n\n".join(parts) + "\n\n"
 
-{digits_table(reports)}
 
-**What gates cost while training**: `python recipes/benchmark_gates.py --batch_size {arguments["batch_size"]}`, a
-DeiT-S-shaped network, all its FFNs gated. {gates["device"]}, {dtype}, {gates["threads"]} threads, medians of
-{arguments["rounds"]} steps in turn. At λ = 0.5 both sides of each gate are computed, at λ = 1 the pruned one. Memory is
-what is kept for the backward pass, parameters included.
-
-{gates_table(gates)}
-
-"""
+def paragraph(text: str) -> str:
+    return textwrap.fill(" ".join(text.split()), width=120, break_long_words=False, break_on_hyphens=False)
 
 
 def main() -> None:

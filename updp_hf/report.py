@@ -15,6 +15,7 @@ from transformers import TrainingArguments
 from updp_hf.core.cost import count_macs, count_parameters, measure_latency
 from updp_hf.core.plan import library_versions
 from updp_hf.inputs import example_inputs_of
+from updp_hf.training_args import UPDPTrainingArguments
 
 __all__ = ["Cost", "Report", "changed_arguments", "device_name", "measure_costs", "side_by_side"]
 
@@ -118,13 +119,14 @@ def side_by_side(columns: Mapping[str, Mapping[str, str]]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     rule = "-|-".join("-" * width for width in widths)
-    return "\n".join(f"| {line} |" for line in (lines[0], rule, *lines[1:]))
+    return "\n".join([f"| {lines[0]} |", f"|-{rule}-|", *(f"| {line} |" for line in lines[1:])])
 
 
 def changed_arguments(args: TrainingArguments) -> dict[str, Any]:
-    """Return the training arguments that differ from their defaults, without folders, tokens and the plan."""
+    """Return the training arguments that differ from the library's defaults, without folders, tokens and the plan."""
+    library = UPDPTrainingArguments if isinstance(args, UPDPTrainingArguments) else TrainingArguments
     # No second object is made to compare with: that would reset the state of accelerate, which the trainer needs.
-    defaults = {known.name: known.default for known in fields(args)}
+    defaults = {known.name: known.default for known in fields(library)}
     return {
         name: value
         for name, value in args.to_dict().items()
