@@ -47,7 +47,64 @@ def test_a_linear_stands_only_for_what_is_called_like_one(call, can_be_fitted):
     assert [site.container is not None for site in run] == [can_be_fitted] * 2
     branch = sites(CALLS[call], Form.BRANCH_FIT)
     assert len(branch.sites) == 2 * can_be_fitted
-    assert all("no Linear can stand in its place" in refusal.reason for refusal in branch.refused)
+    assert all("nothing simple can stand in its place" in refusal.reason for refusal in branch.refused)
+
+
+def test_what_returns_more_than_tensors_cannot_be_dropped():
+    class Sized(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv = nn.Linear(C, 3 * C)
+
+        def forward(self, x):
+            q, k, v = self.qkv(x).chunk(3, -1)
+            return nn.functional.scaled_dot_product_attention(q, k, v), (3, 1)
+
+    def call(block, x):
+        x, (height, _) = block.attention(x)
+        return x / height
+
+    blocks = [Block(call), Block(call)]
+    for block in blocks:
+        block.attention = nn.Sequential(Sized())
+    found = find_sites(nn.Sequential(*blocks), [Form.ATTENTION_DROP], example_inputs={"input": torch.randn(1, 3, C)})
+    assert not found.sites
+    assert "returns more than one tensor" in found.refused[0].reason
+
+
+def test_an_entry_of_a_list_that_repeats_nothing_is_no_block():
+    class Inside(Mlp):
+        def __init__(self):
+            super().__init__()
+            self.out = nn.Sequential(nn.GELU(), nn.Sequential(nn.Linear(C, C)))
+
+        def forward(self, x):
+            return self.out(super().forward(x))
+
+    blocks = [Block(CALLS["plain"]), Block(CALLS["plain"])]
+    for block in blocks:
+        block.mlp = Inside()
+    model = nn.Sequential(nn.LayerNorm(C), *blocks)
+    found = find_sites(model, [Form.BLOCK_DROP], example_inputs={"input": torch.randn(1, 3, C)})
+    assert [site.block for site in found.sites] == ["1", "2"]
+
+
+def test_a_parameter_handed_to_a_module_is_counted_past():
+    class Token(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token, self.blocks = nn.Parameter(torch.zeros(1, 1, C)), nn.Sequential(*plain_blocks())
+
+        def forward(self, x):
+            return self.blocks(torch.cat([self.blocks[0].norm2(self.token), x], 1))
+
+    def plain_blocks():
+        blocks = [Block(CALLS["plain"]), Block(CALLS["plain"])]
+        blocks[0].norm2 = nn.LayerNorm(C)
+        return blocks
+
+    with torch.no_grad():
+        assert len(find_sites(Token(), example_inputs={"x": torch.randn(1, 3, C)}).sites) == 2
 
 
 def test_a_module_whose_weight_others_read_is_refused():

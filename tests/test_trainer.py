@@ -616,6 +616,15 @@ def test_weight_zero_ignores_the_teacher_and_weight_one_the_labels(tmp_path):
     assert_equal(weights(runs[1].model), weights(runs[0].model))
 
 
+def test_any_image_classifier_teaches(tmp_path):
+    """A bare timm net takes its images under another name and returns a tensor."""
+    wrapped = timm_vit(seed=5)
+    runs = [trainer(tmp_path, distillation="soft", teacher=teacher) for teacher in (wrapped, wrapped.timm_model)]
+    for run in runs:
+        run.train()
+    assert_equal(weights(runs[1].model), weights(runs[0].model))
+
+
 def test_evaluation_does_not_ask_the_teacher(tmp_path):
     plain, distilled = trainer(tmp_path), trainer(tmp_path, distillation="soft", teacher=vit(seed=5))
     distilled._prepare_teacher()

@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 from updp_hf.core.closable import close_activation, close_norm, is_registered
 from updp_hf.core.cost import count_parameters, macs_by_module
-from updp_hf.core.gate import Gate, gates
+from updp_hf.core.gate import Gate, is_gated
 from updp_hf.core.graph import stock_modules, trace
 from updp_hf.core.modes import open_gates
 from updp_hf.core.plan import Plan, PlanError
@@ -65,11 +65,11 @@ def find_sites(
     refused = [result for result in found if isinstance(result, Refusal)]
     sites = [result for result in found if isinstance(result, Site)]
     costed = _with_costs(model, inputs, structure, sites) if sites else []
-    for site in costed:
-        if site.form is Form.BRANCH_FIT and site.container is None:
-            called = f"{site.run[0]!r} is called with more than one tensor, by keyword, or returns a tuple"
-            refused.append(Refusal(site.form, site.block, f"{called}, so no Linear can stand in its place"))
-    costed = [site for site in costed if site.container or site.form is not Form.BRANCH_FIT]
+    for site in list(costed):
+        if site.container is None and site.form not in (Form.FFN, Form.FFN_KEEP_NORM):
+            costed.remove(site)
+            called = f"{site.run[-1]!r} is called with or returns more than one tensor"
+            refused.append(Refusal(site.form, site.block, f"{called}, so nothing simple can stand in its place"))
     order = {call.path: index for index, call in reversed(list(enumerate(structure.graph.calls)))}
     costed.sort(key=lambda site: order.get(site.run[0], order.get(structure.calls_within(site.run[0])[0].path, 0)))
     return FoundSites(tuple(costed), tuple(refused))
@@ -105,7 +105,7 @@ def gate_(model: nn.Module, plan: Plan, *, example_inputs: Mapping[str, Tensor] 
         ValueError: the model is wrapped.
     """
     _refuse_wrapped(model)
-    if any(True for _ in gates(model)):
+    if is_gated(model):
         if plan_of(model).digest() != plan.digest():
             raise PlanError("The model is already gated with another plan: gate a fresh copy of the checkpoint.")
         return
@@ -190,6 +190,7 @@ class _Observed(NamedTuple):
 
     outputs: int  # length of the tuple that it returned, 0 for a tensor
     is_plain: bool  # called with one tensor and nothing else, and returning one: a Linear can stand in its place
+    is_droppable: bool  # returning tensors only: None can stand for all but the first
 
 
 def _with_costs(model: nn.Module, inputs: Mapping[str, Tensor], structure: Structure, sites: list[Site]) -> list[Site]:
@@ -199,7 +200,11 @@ def _with_costs(model: nn.Module, inputs: Mapping[str, Tensor], structure: Struc
     def observe(path: str) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             is_tensor = isinstance(output, Tensor)
-            observed[path] = _Observed(0 if is_tensor else len(output), is_tensor and len(args) == 1 and not kwargs)
+            observed[path] = _Observed(
+                outputs=0 if is_tensor else len(output),
+                is_plain=is_tensor and len(args) == 1 and not kwargs,
+                is_droppable=is_tensor or all(value is None or isinstance(value, Tensor) for value in output),
+            )
 
         return get_slot(model, path).register_forward_hook(hook, with_kwargs=True)
 
@@ -220,6 +225,7 @@ def _with_cost(site: Site, structure: Structure, macs: Mapping[str, int], observ
     container, outputs = site.container, 0
     if site.form in (Form.ATTENTION_DROP, Form.BLOCK_DROP):
         outputs = observed[site.run[-1]].outputs
+        container = container if observed[site.run[-1]].is_droppable else None
     else:
         if container is not None and not observed[container].is_plain:
             container = None

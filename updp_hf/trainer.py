@@ -14,7 +14,7 @@ from accelerate.utils import broadcast, broadcast_object_list
 from huggingface_hub import upload_folder
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, Subset
-from transformers import PreTrainedModel, Trainer
+from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
@@ -22,12 +22,12 @@ from transformers.utils import logging
 from updp_hf.calibration import calibrate_
 from updp_hf.callback import UPDPCallback
 from updp_hf.core.cost import count_macs
-from updp_hf.core.gate import gates
+from updp_hf.core.gate import gates, is_gated
 from updp_hf.core.plan import Plan
 from updp_hf.core.policy import ramp
 from updp_hf.distillation import distillation_losses
 from updp_hf.files import load_checkpoint_, plan_in, refuse_occupied, save_checkpoint, save_merged, write_merged
-from updp_hf.inputs import base_model_of, example_inputs_of
+from updp_hf.inputs import base_model_of, example_inputs_of, logits_of, model_inputs
 from updp_hf.merging import merge
 from updp_hf.report import Report, changed_arguments, measure_costs
 from updp_hf.selection import Selector, last, least_damage, uniform
@@ -110,7 +110,7 @@ class UPDPTrainer(Trainer):
             plan = plan_in(resume_from_checkpoint)
             self.args.refuse_other(plan, resume_from_checkpoint)
             gate_(self.model, plan)
-        elif not any(True for _ in gates(self.model)):
+        elif not is_gated(self.model):
             images = self._calibration_batches()
             plan = self._agreed_plan(images)
             gate_(self.model, plan)
@@ -168,12 +168,16 @@ class UPDPTrainer(Trainer):
         with torch.random.fork_rng():
             # Augmentation draws from the global generator; training is not to notice.
             torch.manual_seed(self.args.seed)
-            name = self.base.main_input_name if isinstance(self.base, PreTrainedModel) else "pixel_values"
-            return [{name: batch[name]} for batch in loader]
+            return [{self._image_key: batch[self._image_key]} for batch in loader]
+
+    @property
+    def _image_key(self) -> str:
+        """The name under which a batch holds the images."""
+        return str(getattr(self.base, "main_input_name", "pixel_values"))
 
     def _prepare_teacher(self) -> None:
         teacher = self.base if self.teacher is None else self.teacher
-        if any(True for _ in gates(teacher)):
+        if is_gated(teacher):
             raise ValueError("The teacher has gates, expected an unpruned image classifier: pass one as `teacher`.")
         on_cuda = self.args.device.type == "cuda"
         teacher = copy.deepcopy(teacher).to(self.args.device, torch.bfloat16 if on_cuda else None)
@@ -191,10 +195,10 @@ class UPDPTrainer(Trainer):
         """Return the loss of the labels, mixed with that of the teacher while training: see `distillation_losses`."""
         if self.args.distillation == "none" or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        images = {name: value for name, value in inputs.items() if name != "labels"}
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         with torch.no_grad():
-            teacher = self._teacher(**{k: v.to(self._teacher.dtype) for k, v in images.items()}).logits.float()
+            images = inputs[self._image_key]
+            teacher = logits_of(self._teacher, model_inputs(self._teacher, images)).float()
         losses = distillation_losses(
             outputs["logits"].float(), teacher, hard=self.args.distillation == "hard", temperature=self.args.temperature
         )
@@ -248,7 +252,7 @@ class UPDPTrainer(Trainer):
     # checkpoints
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        if not any(True for _ in gates(self.model)):
+        if not is_gated(self.model):
             super()._save(output_dir, state_dict)
             return
         if not self.args.should_save:
@@ -302,7 +306,7 @@ class UPDPTrainer(Trainer):
             MergeError: the gates are not closed yet.
             ValueError: a checkpoint lies in the folder.
         """
-        if _internal_call or not any(True for _ in gates(self.model)):
+        if _internal_call or not is_gated(self.model):
             super().save_model(output_dir, _internal_call)
             return
         if self.is_world_process_zero():

@@ -2,7 +2,8 @@
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ def macs_by_module(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, 
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one operation for a whole attention, of which nothing is counted
     try:
-        with evaluation(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with evaluation(model), _frozen(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
             model(**inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
@@ -40,6 +41,18 @@ def macs_by_module(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, 
         if name == root or name.startswith(f"{root}.")
     }
     return {**by_path, "": counter.get_total_flops() // 2}
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Let no parameter require gradients: the counter would follow one that is handed to a module, and fail."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
 
 
 def measure_latency(

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Gate", "gates"]
+__all__ = ["Gate", "gates", "is_gated"]
 
 
 class Gate(nn.Module):
@@ -83,3 +83,8 @@ def gates(model: nn.Module) -> Iterator[tuple[str, Gate]]:
     for path, module in model.named_modules():
         if isinstance(module, Gate):
             yield path, module
+
+
+def is_gated(model: nn.Module) -> bool:
+    """Return whether there is a gate in `model`."""
+    return next(gates(model), None) is not None

@@ -9,6 +9,7 @@ from torch import nn
 from updp_hf.core.closable import Role, is_pointwise, role_of
 from updp_hf.core.graph import Call, Graph, stock_modules
 from updp_hf.core.sites import Form, Refusal, Site
+from updp_hf.layout_updp import unwrap
 
 __all__ = ["Structure"]
 
@@ -45,14 +46,22 @@ class Structure:
         return list(dict.fromkeys(block for call in dense if (block := self.block_of(call.path))))
 
     def block_of(self, path: str) -> str:
-        """Return the path of the block around `path`, "" if there is none."""
+        """Return the path of the block around `path`, "" if there is none.
+
+        It is the innermost entry of a list of repeated modules. Where nothing is repeated, as in a network of one
+        block, it is the innermost entry of any list.
+        """
         names = path.split(".")
+        innermost = ""
         for length in range(len(names) - 1, 0, -1):
             parent = self.modules.get(".".join(names[: length - 1]))
             entry = self.modules.get(".".join(names[:length]))
             if isinstance(parent, nn.ModuleList | nn.Sequential) and entry is not None and _has_children(entry):
-                return ".".join(names[:length])
-        return ""
+                kinds = [type(unwrap(other)) for other in parent if _has_children(other)]
+                if len(set(kinds)) < len(kinds):
+                    return ".".join(names[:length])
+                innermost = innermost or ".".join(names[:length])
+        return innermost
 
     def find(self, form: Form) -> Iterator[Site | Refusal]:
         """Yield, block by block, the sites of `form` or the reason why there is none."""
@@ -120,7 +129,13 @@ class Structure:
         while not all(call.path.startswith(f"{container}.") for call in calls):
             container = container.rpartition(".")[0]
         whole = self.calls_within(container)
-        if container == block or len(whole) != len(calls) or calls[0].inputs[0].shape != calls[-1].shape:
+        is_called = self.graph.call_counts.get(container) == 1  # its parts may be called without it
+        if (
+            container == block
+            or not is_called
+            or len(whole) != len(calls)
+            or calls[0].inputs[0].shape != calls[-1].shape
+        ):
             return None
         return container
 
