@@ -65,17 +65,16 @@ def merge(
         return merged.train(model.training)
     inputs = example_inputs_of(model, batch_size=2) if example_inputs is None else dict(example_inputs)
     limit = TOLERANCES[next(model.parameters()).dtype] if tolerance is None else tolerance
-    if not isinstance(merged, PreTrainedModel):
-        error = _difference(model, merged, inputs)
-        _refuse_difference(error, limit)
-        return merged.train(model.training)
-    if all(site.form is Form.BLOCK_DROP for site in plan.sites) and plan.end_activation is None:
+    drops_only = all(site.form is Form.BLOCK_DROP for site in plan.sites)
+    if isinstance(merged, PreTrainedModel) and drops_only:
         stock = without_blocks(merged, plan.blocks)
         if stock is not None and _difference(model, stock, inputs) <= limit:
             return stock.train(model.training)
         logger.info("The stock configuration cannot express the result; the dropped blocks are recorded in a layout.")
     error = _difference(model, merged, inputs)
     _refuse_difference(error, limit)
+    if not isinstance(merged, PreTrainedModel):
+        return merged.train(model.training)
     if isinstance(merged, UPDPForImageClassification):
         layout = {path.removeprefix("base."): spec for path, spec in layout.items()}
         inside = tuple(f"{path}." for path, spec in layout.items() if spec["kind"] != "end")
@@ -86,10 +85,11 @@ def merge(
 
 
 def _without_autocast(model: nn.Module) -> nn.Module:
-    """Return a copy without the autocast that accelerate wraps around `forward` to train in bf16 or fp16."""
+    """Return the model without the autocast that accelerate wraps around `forward` to train in bf16 or fp16."""
+    if "_original_forward" not in model.__dict__:
+        return model
     bare = copy.deepcopy(model)
-    if bare.__dict__.pop("_original_forward", None) is not None:
-        del bare.forward
+    del bare._original_forward, bare.forward
     return bare
 
 

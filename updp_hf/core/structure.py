@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 
 import torch
 from torch import nn
@@ -30,12 +31,13 @@ class Structure:
     """What a graph says of a model: the role of each call, and the blocks. Forms look for their sites in it."""
 
     def __init__(self, model: nn.Module, graph: Graph):
-        self.model = model
         self.graph = graph
-        self.modules = self._modules()
+        stock = stock_modules(model)
+        self.modules: Mapping[str, nn.Module] = dict(stock.values())  # by their stock path
         self.roles: dict[Call, Role] = {}
         self.reasons: dict[str, list[str]] = {}
-        self.foreign_readers = self._foreign_readers()
+        self.foreign_readers = self._foreign_readers({real: path for real, (path, _) in stock.items()})
+        self.block_of = cache(self._block_of)  # asked for every path and every block
         for call in graph.calls:
             if call.is_leaf:
                 self._classify(call)
@@ -45,7 +47,7 @@ class Structure:
         dense = (call for call in self.graph.calls if self.roles.get(call) is Role.DENSE)
         return list(dict.fromkeys(block for call in dense if (block := self.block_of(call.path))))
 
-    def block_of(self, path: str) -> str:
+    def _block_of(self, path: str) -> str:
         """Return the path of the block around `path`, "" if there is none.
 
         It is the innermost entry of a list of repeated modules. Where nothing is repeated, as in a network of one
@@ -202,13 +204,8 @@ class Structure:
 
     # reasons
 
-    def _modules(self) -> Mapping[str, nn.Module]:
-        """The modules by their stock path, wrappers of ours looked through."""
-        return dict(stock_modules(self.model).values())
-
-    def _foreign_readers(self) -> dict[str, str]:
+    def _foreign_readers(self, stock: Mapping[str, str]) -> dict[str, str]:
         """Map each module to another in whose forward its parameters are read: it cannot be exchanged."""
-        stock = {real: path for real, (path, _) in stock_modules(self.model).items()}
         readers = {}
         for call in self.graph.calls:
             for name in call.parameters:
