@@ -42,9 +42,9 @@ class BenchmarkArguments:
 
 VARIANTS: dict[str, tuple[Form, float] | None] = {
     "plain": None,
-    "gated, λ = 0.5": (Form.FFN, 0.5),
-    "norm kept, λ = 0.5": (Form.FFN_KEEP_NORM, 0.5),
-    "gated, λ = 1": (Form.FFN, 1.0),
+    "gated, λ = 0.5": (Form.MERGE, 0.5),
+    "norm kept, λ = 0.5": (Form.MERGE_KEEP_NORM, 0.5),
+    "gated, λ = 1": (Form.MERGE, 1.0),
 }
 
 

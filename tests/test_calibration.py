@@ -20,7 +20,7 @@ class Halve(nn.Module):
         return x * 0.5
 
 
-def gated(name="vit", form=Form.FFN, **plan):
+def gated(name="vit", form=Form.MERGE, **plan):
     model = tiny_model(name)
     gate_(model, Plan(find_sites(model, [form]).sites, **plan))
     return model
@@ -80,7 +80,7 @@ def test_closing_a_calibrated_norm_does_less_damage(value):
     assert after < 0.6 * before
 
 
-@pytest.mark.parametrize("form", [Form.FFN_KEEP_NORM, Form.BRANCH_FIT])
+@pytest.mark.parametrize("form", [Form.MERGE_KEEP_NORM, Form.BRANCH_FIT])
 def test_fit_of_an_affine_branch_is_exact(form):
     model = tiny_model("vit")
     for layer in model.vit.layers:
@@ -98,11 +98,11 @@ def test_fit_of_an_affine_branch_is_exact(form):
 @pytest.mark.parametrize(
     ("name", "form"),
     [
-        ("vit", Form.FFN),
-        ("swin", Form.FFN_KEEP_NORM),
-        ("timm-deit3", Form.FFN),
+        ("vit", Form.MERGE),
+        ("swin", Form.MERGE_KEEP_NORM),
+        ("timm-deit3", Form.MERGE),
         ("timm-eva02", Form.BRANCH_FIT),
-        ("timm-swinv2", Form.FFN),
+        ("timm-swinv2", Form.MERGE),
         ("timm-swinv2", Form.BRANCH_FIT),
     ],
 )
@@ -159,7 +159,7 @@ def test_sites_closed_earlier_are_passed_closed():
     together, in_turn = gated("vit", start="fit"), gated("vit", start="fit")
     images = batches_for(together)
     calibrate_(together, images)
-    sites = find_sites(in_turn, [Form.FFN]).sites
+    sites = find_sites(in_turn, [Form.MERGE]).sites
     for site in sites:
         calibrate_(in_turn, images, [site])
         for gate in site_gates(in_turn, site):

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from updp_hf import Form, Plan, UPDPForImageClassification, find_sites, gate_, merge
 from updp_hf.core.cost import count_macs, count_parameters
-from updp_hf.core.gate import Gate, gates
+from updp_hf.core.gate import Blend, Gate, gates
 from updp_hf.core.plan import PlanError
 from updp_hf.core.sites import Site
 from updp_hf.inputs import example_inputs_of, logits_of
@@ -35,20 +35,20 @@ class Case(NamedTuple):
 
 VARIANTS = {
     # Beside the plain start, which every model has for each of its forms.
-    "vit": [(Form.FFN_KEEP_NORM, "fit", None), (Form.FFN, "fit", None), (Form.ATTENTION_DROP, "inherit", "silu")],
-    "deit": [(Form.FFN, "inherit", "relu")],
-    "dinov2": [(Form.FFN, "inherit", "gelu"), (Form.FFN, "fit", "relu")],
+    "vit": [(Form.MERGE_KEEP_NORM, "fit", None), (Form.MERGE, "fit", None), (Form.ATTENTION_DROP, "inherit", "silu")],
+    "deit": [(Form.MERGE, "inherit", "relu")],
+    "dinov2": [(Form.MERGE, "inherit", "gelu"), (Form.MERGE, "fit", "relu")],
     "dinov2-swiglu": [(Form.BRANCH_FIT, "fit", "relu")],
-    "swin": [(Form.FFN, "fit", "relu"), (Form.ATTENTION_DROP, "inherit", "relu")],
-    "swinv2": [(Form.FFN, "inherit", "relu")],
-    "timm-wrapper": [(Form.FFN, "fit", "relu"), (Form.FFN, "inherit", "relu")],
-    "timm-vit-n-is-c": [(Form.FFN, "fit", "relu"), (Form.FFN, "inherit", "relu")],
-    "timm-deit3": [(Form.FFN, "fit", None)],
-    "timm-swin": [(Form.FFN, "inherit", "relu")],
-    "timm-swinv2": [(Form.FFN, "fit", "relu")],
+    "swin": [(Form.MERGE, "fit", "relu"), (Form.ATTENTION_DROP, "inherit", "relu")],
+    "swinv2": [(Form.MERGE, "inherit", "relu")],
+    "timm-wrapper": [(Form.MERGE, "fit", "relu"), (Form.MERGE, "inherit", "relu")],
+    "timm-vit-n-is-c": [(Form.MERGE, "fit", "relu"), (Form.MERGE, "inherit", "relu")],
+    "timm-deit3": [(Form.MERGE, "fit", None)],
+    "timm-swin": [(Form.MERGE, "inherit", "relu")],
+    "timm-swinv2": [(Form.MERGE, "fit", "relu")],
     "timm-eva02": [(Form.BRANCH_FIT, "fit", None)],
 }
-CASES = [Case(row.name, form) for row in TINY_MODELS for form in Form if row.sites(form)]
+CASES = [Case(row.name, form) for row in TINY_MODELS for form in row.forms]
 VARIED = [Case(name, *variant) for name, variants in VARIANTS.items() for variant in variants]
 CASES += VARIED
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
@@ -62,7 +62,7 @@ def checkpoint(name: str) -> nn.Module:
 
 @functools.cache
 def sites_of(name: str) -> tuple[Site, ...]:
-    return find_sites(checkpoint(name), list(Form)).sites
+    return tuple(site for site in find_sites(checkpoint(name), list(Form)).sites if site.pays)
 
 
 def plan_for(case: Case) -> Plan:
@@ -232,7 +232,7 @@ def test_gradients_reach_both_branches_and_one_step_moves_every_parameter(case: 
     should_move = inserted | {path for path in before if stock[path] in reached}
     assert should_move <= moved
     assert {path for path in should_move if gradient[path] < 1e-9} == set()
-    assert any(".original" in path for path in should_move) or case.form in (Form.FFN, Form.FFN_KEEP_NORM)
+    assert any(".original" in path for path in should_move) or case.form in (Form.MERGE, Form.MERGE_KEEP_NORM)
 
 
 # merge
@@ -300,7 +300,7 @@ def test_saved_model_loads_with_identical_logits(case: Case, tmp_path):
 
 
 def test_timm_model_stays_a_timm_model():
-    case = Case("timm-vit", Form.FFN)
+    case = Case("timm-vit", Form.MERGE)
     assert type(merged_model(case)) is type(checkpoint(case.model))
 
 
@@ -310,7 +310,7 @@ def test_timm_model_stays_a_timm_model():
 @pytest.mark.parametrize("name", ["vit", "timm-wrapper"])
 @pytest.mark.parametrize("end_activation", [None, "relu"])
 def test_sites_of_two_forms_share_a_block(name: str, end_activation: str | None, tmp_path):
-    sites = [s for s in sites_of(name) if s.form in (Form.ATTENTION_DROP, Form.FFN) and s.block.endswith(".1")]
+    sites = [s for s in sites_of(name) if s.form in (Form.ATTENTION_DROP, Form.MERGE) and s.block.endswith(".1")]
     plan = Plan(tuple(sites), end_activation=end_activation)
     assert len(plan.sites) == 2
     assert len(plan.blocks) == 1
@@ -330,7 +330,7 @@ def test_sites_of_two_forms_share_a_block(name: str, end_activation: str | None,
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_model_gates_and_merges(dtype: torch.dtype):
-    case = Case("vit", Form.FFN, end_activation="relu")
+    case = Case("vit", Form.MERGE, end_activation="relu")
     model = copy.deepcopy(checkpoint(case.model)).to(dtype)
     gate_(model, plan_for(case))
     assert {p.dtype for p in model.parameters()} == {dtype}
@@ -359,25 +359,25 @@ def test_the_empty_plan_gives_back_the_checkpoint(name: str):
 def test_plan_for_another_checkpoint_is_refused():
     model = copy.deepcopy(checkpoint("timm-vit"))
     with pytest.raises(PlanError, match="made for another checkpoint"):
-        gate_(model, plan_for(Case("vit", Form.FFN)))
+        gate_(model, plan_for(Case("vit", Form.MERGE)))
     assert not list(gates(model))
 
 
 def test_second_plan_on_a_gated_model_is_refused():
-    model = copy.deepcopy(gated_model(Case("vit", Form.FFN)))
+    model = copy.deepcopy(gated_model(Case("vit", Form.MERGE)))
     with pytest.raises(PlanError, match="another plan"):
         gate_(model, plan_for(Case("vit", Form.ATTENTION_DROP)))
 
 
 def test_overlapping_sites_are_refused():
-    first = [next(s for s in sites_of("vit") if s.form is form) for form in (Form.FFN, Form.BRANCH_FIT)]
+    first = [next(s for s in sites_of("vit") if s.form is form) for form in (Form.MERGE, Form.BRANCH_FIT)]
     with pytest.raises(PlanError, match="overlap"):
         Plan(tuple(first))
 
 
 def test_fit_of_a_run_over_two_modules_is_refused():
     with pytest.raises(PlanError, match="start it with 'inherit'"):
-        plan_for(Case("swinv2", Form.FFN, start="fit"))
+        plan_for(Case("swinv2", Form.MERGE, start="fit"))
 
 
 def test_activation_behind_a_dropped_block_is_refused():
@@ -387,18 +387,18 @@ def test_activation_behind_a_dropped_block_is_refused():
 
 def test_unknown_end_activation_is_refused():
     with pytest.raises(PlanError, match="'swoosh'"):
-        plan_for(Case("vit", Form.FFN, end_activation="swoosh"))
+        plan_for(Case("vit", Form.MERGE, end_activation="swoosh"))
 
 
 def test_model_without_sites_says_what_was_looked_for():
     with pytest.raises(PlanError, match=r"blocks\.0: looked for two Linears"):
-        require_sites(checkpoint("timm-eva02"), Form.FFN)
+        require_sites(checkpoint("timm-eva02"), Form.MERGE)
 
 
 def test_model_without_blocks_is_refused():
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
     with pytest.raises(PlanError, match="No repeated blocks"):
-        require_sites(model, Form.FFN, {"input": torch.zeros(1, 3, 2, 2)})
+        require_sites(model, Form.MERGE, {"input": torch.zeros(1, 3, 2, 2)})
 
 
 def test_model_without_a_known_image_size_is_refused():
@@ -407,7 +407,7 @@ def test_model_without_a_known_image_size_is_refused():
 
 
 def test_half_open_model_is_not_merged():
-    model = copy.deepcopy(closed_model(Case("vit", Form.FFN)))
+    model = copy.deepcopy(closed_model(Case("vit", Form.MERGE)))
     next(gate for _, gate in gates(model)).set_lambda_(0.5)
     with pytest.raises(MergeError, match=r"1 gates are not closed .* λ = 0\.5"):
         merge(model)
@@ -420,17 +420,17 @@ def test_model_without_gates_is_not_merged():
 
 def test_merge_that_changes_the_logits_is_an_error():
     with pytest.raises(MergeError, match="expected at most"):
-        merge(closed_model(Case("vit", Form.FFN)), tolerance=0.0)
+        merge(closed_model(Case("vit", Form.MERGE)), tolerance=0.0)
 
 
 def test_wrapped_model_is_refused():
     model = nn.DataParallel(copy.deepcopy(checkpoint("vit")))
     with pytest.raises(ValueError, match="wrapped in DataParallel"):
-        gate_(model, plan_for(Case("vit", Form.FFN)))
+        gate_(model, plan_for(Case("vit", Form.MERGE)))
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
 def test_lambda_outside_its_range_is_refused(value: float):
-    gate = Gate(nn.ReLU(), nn.Identity())
+    gate = Blend(nn.ReLU(), nn.Identity())
     with pytest.raises(ValueError, match=r"λ in \[0, 1\]"):
         gate.set_lambda_(value)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from updp_hf.core.gate import Gate
+from updp_hf.core.gate import Blend
 from updp_hf.layout_updp import (
     MAX_FEATURES,
     ChannelBatchNorm,
@@ -63,8 +63,8 @@ def test_a_slot_is_where_the_stock_architecture_has_it():
 def test_gates_and_wrappers_on_the_way_are_looked_through():
     net = Net()
     fc1 = net.blocks[1].mlp["fc1"]
-    set_slot(net, "blocks.1.mlp", Gate(net.blocks[1].mlp, nn.Linear(4, 4)))
-    set_slot(net, "blocks.1", EndActivation(Gate(net.blocks[1], Skip()), nn.ReLU()))
+    set_slot(net, "blocks.1.mlp", Blend(net.blocks[1].mlp, nn.Linear(4, 4)))
+    set_slot(net, "blocks.1", EndActivation(Blend(net.blocks[1], Skip()), nn.ReLU()))
     assert get_slot(net, "blocks.1.mlp.fc1") is fc1
     set_slot(net, "blocks.1.mlp.fc1", nn.Identity())
     assert isinstance(net.blocks[1].block.original.mlp.original["fc1"], nn.Identity)
@@ -72,7 +72,7 @@ def test_gates_and_wrappers_on_the_way_are_looked_through():
 
 def test_at_the_end_of_the_path_a_gate_is_what_stands_in_the_slot():
     net = Net()
-    gate = Gate(net.blocks[0].norm, ChannelBatchNorm(4))
+    gate = Blend(net.blocks[0].norm, ChannelBatchNorm(4))
     set_slot(net, "blocks.0.norm", gate)
     assert get_slot(net, "blocks.0.norm") is gate
     set_slot(net, "blocks.0.norm", nn.Identity())

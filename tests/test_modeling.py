@@ -21,7 +21,7 @@ from updp_hf.inputs import example_inputs_of, logits_of
 from updp_hf.modeling_updp import updp_config
 
 
-def pruned_once(model, form=Form.FFN, numbers=(1,), **plan):
+def pruned_once(model, form=Form.MERGE, numbers=(1,), **plan):
     sites = find_sites(model, [form]).sites
     gate_(model, Plan(tuple(sites[i] for i in numbers), **plan))
     randomise_(model, seed=1)
@@ -213,8 +213,8 @@ def assert_reloads(merged, folder):
 @pytest.mark.parametrize("name", ["vit", "timm-wrapper", "swin"])
 def test_merged_model_is_pruned_again(name, tmp_path):
     once = pruned_once(tiny_model(name), end_activation="relu")
-    sites = find_sites(once, [Form.FFN]).sites
-    assert len(sites) == len(find_sites(tiny_model(name), [Form.FFN]).sites) - 1
+    sites = find_sites(once, [Form.MERGE]).sites
+    assert len(sites) == len(find_sites(tiny_model(name), [Form.MERGE]).sites) - 1
     twice = pruned_once(copy.deepcopy(once), numbers=(0,), end_activation="gelu")
     assert set(once.config.layout) < set(twice.config.layout)
     assert {p: twice.config.layout[p] for p in once.config.layout} == once.config.layout

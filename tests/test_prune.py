@@ -22,7 +22,7 @@ def damage(checkpoint, pruned):
     return float((logits_of(pruned, inputs) - expected).norm() / (expected - expected.mean(0)).norm())
 
 
-@pytest.mark.parametrize("form", [Form.BRANCH_FIT, Form.FFN, Form.FFN_KEEP_NORM, Form.ATTENTION_DROP])
+@pytest.mark.parametrize("form", [Form.BRANCH_FIT, Form.MERGE, Form.MERGE_KEEP_NORM, Form.ATTENTION_DROP])
 def test_pruning_without_training(form, tmp_path):
     model = tiny_model("vit")
     state, modules = copy.deepcopy(model.state_dict()), list(model.modules())
@@ -41,9 +41,9 @@ def test_pruning_without_training(form, tmp_path):
 @pytest.mark.parametrize("name", ["vit", "timm-deit3", "swin"])
 def test_fit_does_less_damage_than_closing_as_it_is(name):
     model = tiny_model(name)
-    fitted = prune(model, batches_for(model), 2, form=Form.FFN_KEEP_NORM, selector=last)
+    fitted = prune(model, batches_for(model), 2, form=Form.MERGE_KEEP_NORM, selector=last)
     inherited = copy.deepcopy(model)
-    gate_(inherited, Plan(find_sites(model, [Form.FFN_KEEP_NORM]).sites[-2:]))
+    gate_(inherited, Plan(find_sites(model, [Form.MERGE_KEEP_NORM]).sites[-2:]))
     close_(inherited)
     assert damage(model, fitted) < 0.7 * damage(model, merge(inherited))
 

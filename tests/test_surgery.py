@@ -43,7 +43,7 @@ CALLS = {
 
 @pytest.mark.parametrize(("call", "can_be_fitted"), [("plain", True), ("keyword", False), ("two arguments", False)])
 def test_a_linear_stands_only_for_what_is_called_like_one(call, can_be_fitted):
-    run = sites(CALLS[call], Form.FFN).sites
+    run = sites(CALLS[call], Form.MERGE).sites
     assert [site.container is not None for site in run] == [can_be_fitted] * 2
     branch = sites(CALLS[call], Form.BRANCH_FIT)
     assert len(branch.sites) == 2 * can_be_fitted
@@ -108,7 +108,7 @@ def test_a_parameter_handed_to_a_module_is_counted_past():
 
 
 def test_a_module_whose_weight_others_read_is_refused():
-    found = sites(lambda block, x: block.mlp(x) + nn.functional.linear(x, block.mlp.fc1.weight[:C]), Form.FFN)
+    found = sites(lambda block, x: block.mlp(x) + nn.functional.linear(x, block.mlp.fc1.weight[:C]), Form.MERGE)
     assert not found.sites
     assert "'0.mlp.fc1' has its parameters read by '0'" in found.refused[0].reason
 
@@ -119,7 +119,7 @@ def test_what_runs_between_the_calls_of_a_run_does_not_end_it():
         side = block.side(x)
         return block.mlp.fc2(block.mlp.act(hidden)) + side
 
-    assert sites(call, Form.FFN_KEEP_NORM).sites[0].run == ("0.mlp.fc1", "0.mlp.act", "0.mlp.fc2")
+    assert sites(call, Form.MERGE_KEEP_NORM).sites[0].run == ("0.mlp.fc1", "0.mlp.act", "0.mlp.fc2")
 
 
 def test_a_model_without_sites_says_where_the_search_stopped():

@@ -68,7 +68,7 @@ def test_train_ends_closed_and_saves_the_merged_model(tmp_path, build):
     [
         {"selector": "least-damage"},
         {"selector": "uniform"},
-        {"form": "ffn-keep-norm", "start": "fit"},
+        {"form": "merge-keep-norm", "start": "fit"},
         {"form": "branch-fit"},
         {"form": "attention-drop"},
         {"end_activation": "relu"},
@@ -350,7 +350,7 @@ def test_another_plan_is_refused(tmp_path, checkpoint):
     for changes in (
         {"plan": Plan(find_sites(vit()).sites[:1])},
         {"num_pruned_blocks": 1},
-        {"form": "ffn-keep-norm"},
+        {"form": "merge-keep-norm"},
         {"start": "fit"},
         {"end_activation": "relu"},
     ):
@@ -481,7 +481,7 @@ def test_a_ramp_that_does_not_end_before_training_does_is_refused(tmp_path):
 def test_accumulating_equals_a_larger_batch(tmp_path, build, count, distillation):
     # Without BatchNorm, which sees the small batches, and without Adam, which blows rounding up.
     options = {
-        "plan": last_two(build, "ffn-keep-norm"),
+        "plan": last_two(build, "merge-keep-norm"),
         "optim": "sgd",
         "learning_rate": 0.05,
         "distillation": distillation,

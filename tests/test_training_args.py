@@ -18,7 +18,7 @@ from updp_hf.core.plan import PlanError
         ({"num_pruned_blocks": 0}, "`num_pruned_blocks` is 0, expected at least 1"),
         ({"num_pruned_blocks": -1}, "`num_pruned_blocks` is -1, expected at least 1"),
         ({"selector": "best"}, r"`selector` is 'best', expected one of \['least-damage', 'uniform', 'last'\]"),
-        ({"form": "mlp"}, "`form` is 'mlp', expected one of .*'ffn-keep-norm'"),
+        ({"form": "mlp"}, "`form` is 'mlp', expected one of .*'merge-keep-norm'"),
         ({"start": "random"}, r"`start` is 'random', expected one of \['inherit', 'fit'\]"),
         ({"end_activation": "tanh"}, "`end_activation` is 'tanh', expected one of .*'gelu'"),
         ({"distillation": "firm"}, r"`distillation` is 'firm', expected one of \['none', 'soft', 'hard'\]"),

@@ -46,18 +46,26 @@ TIMM_SWIN = {"img_size": 32, "patch_size": 4, "embed_dim": 8, "depths": (2, 2), 
 
 
 class TinyModel(NamedTuple):
-    """A constructor, and how many sites of each form the model has."""
+    """A constructor, and how many sites of each form the model has that pay."""
 
     name: str
     build: Callable[[], nn.Module]
-    ffn: int
-    ffn_keep_norm: int
+    merge: int
+    merge_keep_norm: int
     branch_fit: int
     attention_drop: int
     block_drop: int
+    merge_whole_kernels: int | None = None  # as many as for `merge`, where there is no kernel to crop
 
     def sites(self, form: Form) -> int:
-        return getattr(self, form.replace("-", "_"))
+        count = getattr(self, form.replace("-", "_"))
+        return self.merge if count is None else count
+
+    @property
+    def forms(self) -> list[Form]:
+        """The forms that the model has sites of, each with its own outcome."""
+        crops = self.merge_whole_kernels is not None
+        return [form for form in Form if self.sites(form) and (crops or form is not Form.MERGE_WHOLE_KERNELS)]
 
     def __str__(self) -> str:
         return self.name
@@ -74,7 +82,7 @@ def _wrapped(name: str, **arguments: Any) -> Callable[[], nn.Module]:
 
 
 TINY_MODELS = (
-    # name, constructor, ffn, ffn-keep-norm, branch-fit, attention-drop, block-drop
+    # name, constructor, merge, merge-keep-norm, branch-fit, attention-drop, block-drop
     TinyModel("vit", lambda: ViTForImageClassification(ViTConfig(**HF_FFN)), 3, 3, 3, 3, 3),
     TinyModel("deit", lambda: DeiTForImageClassification(DeiTConfig(**HF_FFN)), 3, 3, 3, 3, 3),
     TinyModel("deit-teacher", lambda: DeiTForImageClassificationWithTeacher(DeiTConfig(**HF_FFN)), 3, 3, 3, 3, 3),

@@ -1,23 +1,27 @@
 """Weights for the pruned sides of the gates, from some images: no labels, no gradients."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from updp_hf.core.fit import Moments, fit_linear, fit_scale
-from updp_hf.core.gate import Gate
+from updp_hf.core.gate import Blend, Gate, Shortcut
 from updp_hf.core.modes import evaluation
 from updp_hf.core.plan import Plan
-from updp_hf.core.sites import Form, Site
+from updp_hf.core.sites import Site
 from updp_hf.inputs import check_batches, model_inputs
 from updp_hf.layout_updp import ChannelBatchNorm, EndActivation, first_tensor, get_slot
-from updp_hf.surgery import plan_of
+from updp_hf.surgery import plan_of, site_gates
 
-__all__ = ["calibrate_"]
+__all__ = ["calibrate_", "recalibrate_batch_norms_"]
 
 Hook = Callable[[Tensor, Tensor], None]
+
+IMAGES, PATCHES = 16, 2**14
+"""A convolution is fitted to so many patches of so many images at a time: neighbouring patches are much alike."""
 
 
 @torch.no_grad()
@@ -43,31 +47,110 @@ def calibrate_(model: nn.Module, batches: Iterable[Mapping[str, Any] | Tensor], 
     chosen = sites or plan.sites
     moments: dict[nn.Module, Moments] = {}
 
-    closed_norms: list[Gate] = [gate for site in chosen for gate in _norm_gates(model, plan, site)]
+    closed_norms = [gate for site in chosen for gate in site_gates(model, site) if _is_batch_norm(gate)]
     closed_norms += _end_gates(model, plan, chosen)
-    _run(model, images, {gate: _summing(moments, gate, Moments.per_channel) for gate in closed_norms})
+    _run(model, images, {gate: _summing(moments, gate) for gate in closed_norms})
     for gate in closed_norms:
         _set_norm_(_batch_norm_of(gate), moments[gate])
 
     hooks: dict[nn.Module, Hook] = {}
-    fitted: list[Gate] = []
-    for site in chosen:
-        branch = _fit_gate(model, plan, site)
-        if branch is not None:
-            leading = _norm_gates(model, plan, site) if site.run[0] in site.norms else []
-            hooks |= _regression_hooks(moments, branch, next(iter(leading), None))
-            fitted.append(branch)
+    fits = [fit for site in chosen if (fit := _Fit.of(model, site)) is not None]
+    for fit in fits:
+        hooks |= fit.hooks()
     _run(model, images, hooks)
-    for gate in fitted:
-        assert isinstance(gate.pruned, nn.Linear)
-        weight, bias = fit_linear(moments[gate])
-        gate.pruned.weight.copy_(weight)
-        gate.pruned.bias.copy_(bias)
+    for fit in fits:
+        fit.write_()
 
 
-def _norm_gates(model: nn.Module, plan: Plan, site: Site) -> list[Gate]:
-    slots = [slot for slot in plan.gate_slots(site) if slot in site.norms]
-    return [gate for slot in slots if isinstance(gate := get_slot(model, slot), Gate)]
+@torch.no_grad()
+def recalibrate_batch_norms_(model: nn.Module, batches: Iterable[Mapping[str, Any] | Tensor]) -> None:
+    """Replace the running statistics of every BatchNorm in `model` by what it sees on `batches`, all weighted alike.
+
+    After some blocks have been replaced, those behind them see other inputs than the checkpoint's statistics describe.
+
+    Raises:
+        ValueError: there are no batches.
+    """
+    images = check_batches(batches)
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    momenta = {norm: norm.momentum for norm in norms}
+    with evaluation(model):
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the mean of all batches
+            norm.train()
+        try:
+            for batch in images if norms else ():
+                model(**model_inputs(model, batch))
+        finally:
+            for norm, momentum in momenta.items():
+                norm.momentum = momentum
+
+
+class _Fit(NamedTuple):
+    """One Linear or convolution to be fitted: what it reads, what it is to give, and the sums over both."""
+
+    target: nn.Linear | nn.Conv2d
+    entry: Gate  # its input is what the target reads,
+    leading: list[nn.Module]  # once these closed modules in front of it have been passed
+    first: nn.Module  # where these begin
+    last: Gate  # its output is what the target is to give
+    moments: list[Moments]  # one for each group of the target
+
+    @classmethod
+    def of(cls, model: nn.Module, site: Site) -> "_Fit | None":
+        """Return what is to be fitted for `site`, None if its gates leave nothing to fit."""
+        found = site_gates(model, site)
+        entry = next((gate for gate in found if isinstance(gate, Shortcut)), found[-1])
+        target = getattr(entry, "pruned", None)
+        if not isinstance(target, nn.Linear | nn.Conv2d):
+            return None
+        slots = [get_slot(model, slot) for slot in site.run]
+        before = slots[: slots.index(entry)]
+        leading = [module.closed() if isinstance(module, Gate) else module for module in before]
+        return cls(target, entry, leading, before[0] if before else entry, found[-1], [])
+
+    def hooks(self) -> dict[nn.Module, Hook]:
+        """Return the hooks that sum what `write_` needs."""
+        seen: list[Tensor] = []
+
+        def read(x: Tensor, y: Tensor) -> None:
+            for module in self.leading:
+                x = module(x)
+            seen.append(x)
+
+        def add(x: Tensor, y: Tensor) -> None:
+            self._add(seen.pop(), y)
+
+        if self.first is self.last:
+            return {self.first: lambda x, y: self._add(x, y)}
+        return {self.first: read, self.last: add}
+
+    def _add(self, x: Tensor, y: Tensor) -> None:
+        if isinstance(self.target, nn.Linear):
+            found = [Moments.joint(x, y)]
+        else:
+            parts = [_moments_of_patches(self.target, *part) for part in zip(x.split(IMAGES), y.split(IMAGES), strict=True)]
+            found = [sum(group[1:], group[0]) for group in zip(*parts, strict=True)]
+        self.moments[:] = [a + b for a, b in zip(self.moments, found, strict=True)] if self.moments else found
+
+    def write_(self) -> None:
+        """Give the target the weights of least squares."""
+        weights, biases = zip(*[fit_linear(moments) for moments in self.moments], strict=True)
+        self.target.weight.copy_(torch.cat(weights).view_as(self.target.weight))
+        assert self.target.bias is not None
+        self.target.bias.copy_(torch.cat(biases))
+
+
+def _moments_of_patches(conv: nn.Conv2d, x: Tensor, y: Tensor) -> list[Moments]:
+    """Sum over the patches of `x` that `conv` sees and the pixels of `y` that it is to give, for each of its groups."""
+    height, width = conv.kernel_size
+    patches = F.unfold(x, (height, width), conv.dilation, conv.padding, conv.stride).mT  # (batch, pixels, in * kernel)
+    step = max(1, patches.shape[0] * patches.shape[1] // PATCHES)
+    patches = patches.flatten(0, 1)[::step]
+    wanted = y.flatten(2).mT.flatten(0, 1)[::step]
+    groups = zip(patches.chunk(conv.groups, 1), wanted.chunk(conv.groups, 1), strict=True)
+    return [Moments.joint(*group) for group in groups]
 
 
 def _end_gates(model: nn.Module, plan: Plan, sites: Sequence[Site]) -> list[Gate]:
@@ -77,35 +160,25 @@ def _end_gates(model: nn.Module, plan: Plan, sites: Sequence[Site]) -> list[Gate
     return [w.end for w in wrappers if isinstance(w, EndActivation) and isinstance(w.end, Gate)]
 
 
-def _batch_norm_of(gate: Gate) -> nn.BatchNorm1d:
-    norm = gate.pruned[0] if isinstance(gate.pruned, nn.Sequential) else gate.pruned
-    assert isinstance(norm, ChannelBatchNorm)
-    return norm.norm
+def _is_batch_norm(gate: Gate) -> bool:
+    return isinstance(gate, Blend) and isinstance(gate.pruned, nn.BatchNorm2d | ChannelBatchNorm)
 
 
-def _fit_gate(model: nn.Module, plan: Plan, site: Site) -> Gate | None:
-    """Return the gate whose pruned side is fitted, None if the site's form leaves nothing to fit."""
-    if site.form in (Form.ATTENTION_DROP, Form.BLOCK_DROP) or site.container not in plan.gate_slots(site):
-        return None
-    gate = get_slot(model, site.container or "")
-    return gate if isinstance(gate, Gate) else None
+def _batch_norm_of(gate: Gate) -> nn.BatchNorm1d | nn.BatchNorm2d:
+    closed = gate.closed()
+    norm = closed[0] if isinstance(closed, nn.Sequential) else closed
+    assert isinstance(norm, nn.BatchNorm2d | ChannelBatchNorm)
+    return norm.norm if isinstance(norm, ChannelBatchNorm) else norm
 
 
-def _summing(moments: dict[nn.Module, Moments], key: nn.Module, of: Callable[[Tensor, Tensor], Moments]) -> Hook:
+def _summing(moments: dict[nn.Module, Moments], gate: Gate) -> Hook:
+    is_image = isinstance(_batch_norm_of(gate), nn.BatchNorm2d)
+
     def hook(x: Tensor, y: Tensor) -> None:
-        batch = of(x, y)
-        moments[key] = moments[key] + batch if key in moments else batch
+        batch = Moments.per_channel(*(t.movedim(1, -1) if is_image else t for t in (x, y)))
+        moments[gate] = moments[gate] + batch if gate in moments else batch
 
     return hook
-
-
-def _regression_hooks(moments: dict[nn.Module, Moments], gate: Gate, norm: Gate | None) -> dict[nn.Module, Hook]:
-    """Regress the output of `gate` on its input, which is the closed norm's output where a norm closes in front."""
-    add = _summing(moments, gate, Moments.joint)
-    if norm is None:
-        return {gate: add}
-    seen: list[Tensor] = []
-    return {norm: lambda x, y: seen.append(norm.pruned(x)), gate: lambda x, y: add(seen.pop(), y)}
 
 
 def _run(model: nn.Module, images: list[Any], hooks: Mapping[nn.Module, Hook]) -> None:
@@ -129,7 +202,7 @@ def _run(model: nn.Module, images: list[Any], hooks: Mapping[nn.Module, Hook]) -
             handle.remove()
 
 
-def _set_norm_(norm: nn.BatchNorm1d, moments: Moments) -> None:
+def _set_norm_(norm: nn.BatchNorm1d | nn.BatchNorm2d, moments: Moments) -> None:
     mean, variance, weight, bias = fit_scale(moments, norm.eps)
     assert norm.running_mean is not None
     assert norm.running_var is not None

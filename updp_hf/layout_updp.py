@@ -15,14 +15,19 @@ __all__ = [
     "Skip",
     "Zero",
     "apply_layout_",
+    "batch_norm",
     "first_tensor",
     "get_slot",
+    "layout_of",
     "set_slot",
 ]
 
 END_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
 MAX_FEATURES = 2**16
 """Largest channel count that a layout may ask for; larger ones are taken for a damaged or hostile file."""
+
+MAX_KERNEL = 127
+"""Largest size, stride, padding or dilation of a kernel that a layout may ask for."""
 
 
 def first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
@@ -90,9 +95,14 @@ class EndActivation(nn.Module):
         return (self.end(output[0]), *output[1:])
 
 
-def batch_norm_and_activation(channels: int, eps: float, activation: str) -> nn.Sequential:
+def batch_norm(channels: int, eps: float, channel_axis: int) -> nn.BatchNorm2d | ChannelBatchNorm:
+    """Build a BatchNorm for `(batch, channels, height, width)` if `channel_axis` is 1, else over the last axis."""
+    return nn.BatchNorm2d(channels, eps) if channel_axis == 1 else ChannelBatchNorm(channels, eps)
+
+
+def batch_norm_and_activation(channels: int, eps: float, channel_axis: int, activation: str) -> nn.Sequential:
     """Build what `EndActivation` puts behind a block."""
-    return nn.Sequential(ChannelBatchNorm(channels, eps), END_ACTIVATIONS[activation]())
+    return nn.Sequential(batch_norm(channels, eps, channel_axis), END_ACTIVATIONS[activation]())
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -147,7 +157,7 @@ def apply_layout_(model: nn.Module, layout: Mapping[str, Mapping[str, Any]]) -> 
             set_slot(model, path, _build(spec))
     for path in wrapped:
         spec = layout[path]
-        end = batch_norm_and_activation(spec["channels"], spec["eps"], spec["activation"])
+        end = batch_norm_and_activation(spec["channels"], spec["eps"], spec["channel_axis"], spec["activation"])
         set_slot(model, path, EndActivation(get_slot(model, path), end))
 
 
@@ -155,12 +165,22 @@ def _build(spec: Mapping[str, Any]) -> nn.Module:
     match spec["kind"]:
         case "linear":
             return nn.Linear(spec["in_features"], spec["out_features"], bias=spec["bias"])
+        case "conv2d":
+            return nn.Conv2d(**{name: value for name, value in spec.items() if name != "kind"})
         case "zero":
             return Zero(spec["outputs"])
         case "skip":
             return Skip(spec["outputs"])
         case _:
             return nn.Identity()
+
+
+def layout_of(module: nn.Linear | nn.Conv2d) -> dict[str, Any]:
+    """Return what a layout says of a slot that holds `module`."""
+    kind = type(module).__name__.lower()
+    fields = {name: getattr(module, name) for name in _FIELDS[kind] if name != "bias"}
+    fields = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+    return {"kind": kind, **fields, "bias": module.bias is not None}
 
 
 _FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {
@@ -170,11 +190,22 @@ _FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {
         "out_features": lambda n: _is_count(n, MAX_FEATURES),
         "bias": lambda flag: isinstance(flag, bool),
     },
+    "conv2d": {
+        "in_channels": lambda n: _is_count(n, MAX_FEATURES),
+        "out_channels": lambda n: _is_count(n, MAX_FEATURES),
+        "kernel_size": lambda pair: _is_pair(pair, 1, MAX_KERNEL),
+        "stride": lambda pair: _is_pair(pair, 1, MAX_KERNEL),
+        "padding": lambda pair: _is_pair(pair, 0, MAX_KERNEL),
+        "dilation": lambda pair: _is_pair(pair, 1, MAX_KERNEL),
+        "groups": lambda n: _is_count(n, MAX_FEATURES),
+        "bias": lambda flag: isinstance(flag, bool),
+    },
     "zero": {"outputs": lambda n: n == 0 or _is_count(n, 8)},
     "skip": {"outputs": lambda n: n == 0 or _is_count(n, 8)},
     "end": {
         "channels": lambda n: _is_count(n, MAX_FEATURES),
         "eps": lambda eps: isinstance(eps, float) and 0 < eps < 1,
+        "channel_axis": lambda axis: axis in (1, -1),
         "activation": lambda name: isinstance(name, str) and name in END_ACTIVATIONS,
     },
 }
@@ -182,6 +213,11 @@ _FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {
 
 def _is_count(number: Any, largest: int) -> bool:
     return type(number) is int and 0 < number <= largest
+
+
+def _is_pair(pair: Any, smallest: int, largest: int) -> bool:
+    is_pair = isinstance(pair, list | tuple) and len(pair) == 2
+    return is_pair and all(type(n) is int and smallest <= n <= largest for n in pair)
 
 
 def _check(model: nn.Module, path: Any, spec: Any) -> None:
@@ -193,6 +229,8 @@ def _check(model: nn.Module, path: Any, spec: Any) -> None:
         )
     fields = _FIELDS[kind]
     wrong = {name: spec.get(name) for name, is_valid in fields.items() if not is_valid(spec.get(name))}
+    if kind == "conv2d" and not wrong and (spec["in_channels"] % spec["groups"] or spec["out_channels"] % spec["groups"]):
+        wrong = {"groups": spec["groups"]}
     if wrong or set(spec) != {"kind", *fields}:
         raise ValueError(
             f"The layout of the slot {path!r} is {dict(spec)!r}, but a {kind!r} needs valid values for exactly "

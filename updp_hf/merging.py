@@ -15,7 +15,7 @@ from updp_hf.core.modes import evaluation
 from updp_hf.core.plan import Plan
 from updp_hf.core.sites import Form, Site
 from updp_hf.inputs import example_inputs_of, logits_of
-from updp_hf.layout_updp import EndActivation, Skip, Zero, get_slot, set_slot
+from updp_hf.layout_updp import EndActivation, Skip, Zero, get_slot, layout_of, set_slot
 from updp_hf.modeling_updp import UPDPForImageClassification, with_layout
 from updp_hf.stock import without_blocks
 from updp_hf.surgery import END_EPS, plan_of
@@ -98,47 +98,35 @@ def _merge_site_(merged: nn.Module, site: Site) -> dict[str, dict[str, Any]]:
     identity: dict[str, Any] = {"kind": "identity"}
     if site.form in (Form.ATTENTION_DROP, Form.BLOCK_DROP):
         drop = Zero if site.form is Form.ATTENTION_DROP else Skip
-        layout = dict.fromkeys(site.run[:-1], identity)
-        layout[site.run[-1]] = {"kind": drop.__name__.lower(), "outputs": site.outputs}
-        for slot in site.run[:-1]:
+        *before, last = site.run
+        for slot in before:
             set_slot(merged, slot, nn.Identity())
-        set_slot(merged, site.run[-1], drop(site.outputs))
-        return layout
-    # A fitted Linear stands in the slot of the whole container, else the run's own slots are read one by one.
-    slots = list(site.run)
-    if isinstance(get_slot(merged, site.container or site.run[0]), Gate) and site.container:
-        inside = [slot for slot in slots if slot.startswith(f"{site.container}.")] or [site.container]
-        slots[slots.index(inside[0]) : slots.index(inside[-1]) + 1] = [site.container]
+        set_slot(merged, last, drop(site.outputs))
+        return {**dict.fromkeys(before, identity), last: {"kind": drop.__name__.lower(), "outputs": site.outputs}}
+    # What lies inside another slot of the run, as an activation does in its BatchNorm, goes with it.
+    slots = [slot for slot in site.run if not any(slot.startswith(f"{other}.") for other in site.run)]
     modules = {slot: _closed(get_slot(merged, slot)) for slot in slots}
-    home = next(slot for slot, module in modules.items() if isinstance(module, nn.Linear))
-    maps = [affine.read(module) for module in modules.values() if not isinstance(module, nn.Identity)]
-    linear = affine.write(affine.fold(maps), like=modules[home])
+    home = next(slot for slot, module in modules.items() if isinstance(module, nn.Linear | nn.Conv2d))
+    like = affine.read(modules[home])
+    maps = [affine.read(module, like) for module in modules.values() if not isinstance(module, nn.Identity)]
+    result = affine.write(affine.fold(maps), like=modules[home])
     for slot in slots:
-        set_slot(merged, slot, linear if slot == home else nn.Identity())
-    return {slot: _linear_spec(linear) if slot == home else identity for slot in slots}
+        set_slot(merged, slot, result if slot == home else nn.Identity())
+    return {slot: layout_of(result) if slot == home else identity for slot in slots}
 
 
 def _closed(module: nn.Module) -> nn.Module:
-    return module.pruned if isinstance(module, Gate) else module
-
-
-def _linear_spec(linear: nn.Module) -> dict[str, Any]:
-    assert isinstance(linear, nn.Linear)
-    return {
-        "kind": "linear",
-        "in_features": linear.in_features,
-        "out_features": linear.out_features,
-        "bias": linear.bias is not None,
-    }
+    return module.closed() if isinstance(module, Gate) else module
 
 
 def _merge_end_(merged: nn.Module, block: str, plan: Plan) -> dict[str, Any]:
     wrapper = get_slot(merged, block)
     assert isinstance(wrapper, EndActivation)
     assert isinstance(wrapper.end, Gate)
-    wrapper.end = wrapper.end.pruned
-    channels = next(site.channels for site in plan.sites if site.block == block)
-    return {"kind": "end", "channels": channels, "eps": END_EPS, "activation": plan.end_activation}
+    wrapper.end = wrapper.end.closed()
+    site = next(site for site in plan.sites if site.block == block)
+    spec = {"kind": "end", "channels": site.channels, "channel_axis": site.channel_axis, "eps": END_EPS}
+    return {**spec, "activation": plan.end_activation}
 
 
 @torch.no_grad()

@@ -70,8 +70,7 @@ def damages(model: nn.Module, sites: Sequence[Site], batches: Iterable[Mapping[s
     """
     images = check_batches(batches)
     gated = copy.deepcopy(model)
-    start = "fit" if all(site.container for site in sites) else "inherit"
-    gate_(gated, Plan(tuple(sites), start=start))  # type: ignore[arg-type]
+    gate_(gated, Plan(tuple(sites), start="fit"))
     calibrate_(gated, images)
     found = []
     with evaluation(gated):

@@ -8,16 +8,23 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from updp_hf.core.closable import close_activation, close_norm, is_registered
+from updp_hf.core.closable import is_registered
 from updp_hf.core.cost import count_parameters, macs_by_module
-from updp_hf.core.gate import Gate, is_gated
+from updp_hf.core.finder import find
+from updp_hf.core.gate import Blend, Gate, is_gated
+from updp_hf.core.gating import build_gates
 from updp_hf.core.graph import stock_modules, trace
 from updp_hf.core.modes import open_gates
 from updp_hf.core.plan import Plan, PlanError
 from updp_hf.core.sites import Form, Refusal, Site
 from updp_hf.core.structure import Structure
 from updp_hf.inputs import example_inputs_of
-from updp_hf.layout_updp import EndActivation, Skip, Zero, batch_norm_and_activation, get_slot, set_slot
+from updp_hf.layout_updp import (
+    EndActivation,
+    batch_norm_and_activation,
+    get_slot,
+    set_slot,
+)
 
 __all__ = [
     "FoundSites",
@@ -43,7 +50,7 @@ class FoundSites(NamedTuple):
 
 def find_sites(
     model: nn.Module,
-    forms: Iterable[Form | str] = (Form.FFN,),
+    forms: Iterable[Form | str] = (Form.MERGE,),
     *,
     example_inputs: Mapping[str, Tensor] | None = None,
 ) -> FoundSites:
@@ -61,37 +68,40 @@ def find_sites(
     _refuse_wrapped(model)
     inputs = example_inputs_of(model) if example_inputs is None else dict(example_inputs)
     structure = Structure(model, trace(model, inputs, is_registered))
-    found = [result for form in forms for result in structure.find(Form(form))]
+    found = [result for form in forms for result in find(structure, Form(form))]
     refused = [result for result in found if isinstance(result, Refusal)]
-    sites = [result for result in found if isinstance(result, Site)]
-    costed = _with_costs(model, inputs, structure, sites) if sites else []
-    for site in list(costed):
-        if site.container is None and site.form not in (Form.FFN, Form.FFN_KEEP_NORM):
-            costed.remove(site)
+    sites = [result for result in found if isinstance(result, Site) and result.form.merges]
+    contained = [result for result in found if isinstance(result, Site) and not result.form.merges]
+    for site in _with_costs(model, inputs, structure, contained) if contained else []:
+        if site.container is None:
             called = f"{site.run[-1]!r} is called with or returns more than one tensor"
             refused.append(Refusal(site.form, site.block, f"{called}, so nothing simple can stand in its place"))
+        else:
+            sites.append(site)
     order = {call.path: index for index, call in reversed(list(enumerate(structure.graph.calls)))}
-    costed.sort(key=lambda site: order.get(site.run[0], order.get(structure.calls_within(site.run[0])[0].path, 0)))
-    return FoundSites(tuple(costed), tuple(refused))
+    sites.sort(key=lambda site: order.get(site.run[0], order.get(structure.graph.within(site.run[0])[0].path, 0)))
+    return FoundSites(tuple(sites), tuple(refused))
 
 
 def require_sites(
     model: nn.Module, form: Form | str, example_inputs: Mapping[str, Tensor] | None = None
 ) -> tuple[Site, ...]:
-    """Return the sites of `model` of one form.
+    """Return the sites of `model` of one form that pay: closing them makes the model cheaper.
 
     Raises:
         PlanError: there are none; the message tells what was looked for and where the search stopped.
     """
     found = find_sites(model, [form], example_inputs=example_inputs)
-    if not found.sites:
+    sites = tuple(site for site in found.sites if site.pays)
+    if not sites:
         where = [f"{refusal.block}: {refusal.reason}" for refusal in found.refused[:3]]
+        dearer = [f"{site.block}: closing it would cost {-site.macs_saved:,} MACs more" for site in found.sites[:3]]
         raise PlanError(
-            f"{type(model).__name__} has no site of the form {str(form)!r}. "
-            + ("; ".join(where) if where else "No repeated blocks with Linear layers were found")
+            f"{type(model).__name__} has no site of the form {str(form)!r} that pays. "
+            + ("; ".join(dearer + where) or "No repeated blocks with Linears or convolutions were found")
             + ". Try another form, or name a non-linearity of your own with `register_closable`."
         )
-    return found.sites
+    return sites
 
 
 def gate_(model: nn.Module, plan: Plan, *, example_inputs: Mapping[str, Tensor] | None = None) -> None:
@@ -118,9 +128,10 @@ def gate_(model: nn.Module, plan: Plan, *, example_inputs: Mapping[str, Tensor] 
         )
     device = next(model.parameters()).device  # an activation's gate cannot tell it from its own parameters
     for site in plan.sites:
-        for slot in plan.gate_slots(site):
-            original = get_slot(model, slot)
-            set_slot(model, slot, Gate(original, _pruned_side(site, slot, original)).to(device))
+        if not site.pays:
+            logger.warning("Closing %s makes the model dearer by %d MACs.", site, -site.macs_saved)
+        for slot, gate in build_gates(model, site, plan.start).items():
+            set_slot(model, slot, gate.to(device))
     if plan.end_activation is not None:
         for block in plan.blocks:
             _append_end_(model, block, plan)
@@ -141,7 +152,7 @@ def plan_of(model: nn.Module) -> Plan:
 
 def site_gates(model: nn.Module, site: Site) -> list[Gate]:
     """Return the gates of one site of the plan that `model` is gated with."""
-    return [gate for slot in plan_of(model).gate_slots(site) if isinstance(gate := get_slot(model, slot), Gate)]
+    return [gate for slot in site.run if isinstance(gate := get_slot(model, slot), Gate)]
 
 
 def set_lambdas_(model: nn.Module, lambdas: Mapping[str, float]) -> None:
@@ -152,28 +163,12 @@ def set_lambdas_(model: nn.Module, lambdas: Mapping[str, float]) -> None:
         gate.set_lambda_(value)
 
 
-def _pruned_side(site: Site, slot: str, original: nn.Module) -> nn.Module:
-    if slot in site.norms:
-        return close_norm(original)
-    if slot in site.activations:
-        return close_activation(original)
-    if site.form is Form.ATTENTION_DROP:
-        return Zero(site.outputs)
-    if site.form is Form.BLOCK_DROP:
-        return Skip(site.outputs)
-    # Zeros, not random numbers: gating is not to draw from the generator that orders the training data.
-    linear = nn.utils.skip_init(nn.Linear, site.channels, site.channels)
-    nn.init.zeros_(linear.weight)
-    nn.init.zeros_(linear.bias)
-    return linear
-
-
 def _append_end_(model: nn.Module, block: str, plan: Plan) -> None:
-    channels = next(site.channels for site in plan.sites if site.block == block)
+    site = next(site for site in plan.sites if site.block == block)
     stock = get_slot(model, block)
     like = next(stock.parameters())
-    end = batch_norm_and_activation(channels, END_EPS, plan.end_activation or "").to(like.device, like.dtype)
-    set_slot(model, block, EndActivation(stock, Gate(nn.Identity(), end).to(like.device)))
+    end = batch_norm_and_activation(site.channels, END_EPS, site.channel_axis, plan.end_activation or "")
+    set_slot(model, block, EndActivation(stock, Blend(nn.Identity(), end.to(like.device, like.dtype)).to(like.device)))
 
 
 def _refuse_wrapped(model: nn.Module) -> None:
@@ -222,15 +217,13 @@ def _with_costs(model: nn.Module, inputs: Mapping[str, Tensor], structure: Struc
 def _with_cost(site: Site, structure: Structure, macs: Mapping[str, int], observed: Mapping[str, _Observed]) -> Site:
     params = sum(count_parameters(structure.modules[path]) for path in site.run)
     spent = sum(macs[path] for path in site.run)
-    container, outputs = site.container, 0
-    if site.form in (Form.ATTENTION_DROP, Form.BLOCK_DROP):
-        outputs = observed[site.run[-1]].outputs
-        container = container if observed[site.run[-1]].is_droppable else None
+    seen = observed[site.run[-1]]
+    if site.form is Form.BRANCH_FIT:
+        params -= (site.channels + 1) * site.channels
+        spent -= site.tokens * site.channels * site.channels
+        stands = seen.is_plain
     else:
-        if container is not None and not observed[container].is_plain:
-            container = None
-        first = next((m for path in site.run if isinstance(m := structure.modules[path], nn.Linear)), None)
-        width = first.in_features if first is not None else site.channels
-        params -= (width + 1) * site.channels
-        spent -= site.tokens * width * site.channels
+        stands = seen.is_droppable
+    container = site.container if stands else None
+    outputs = 0 if site.form is Form.BRANCH_FIT else seen.outputs
     return replace(site, params_saved=params, macs_saved=spent, container=container, outputs=outputs)

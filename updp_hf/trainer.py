@@ -144,7 +144,8 @@ class UPDPTrainer(Trainer):
         if self.optimizer is None:
             return
         held = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
-        if not all(id(parameter) in held for _, gate in gates(self.model) for parameter in gate.pruned.parameters()):
+        inserted = [name for name, _ in self.model.named_parameters() if ".pruned." in name]
+        if not all(id(self.model.get_parameter(name)) in held for name in inserted):
             raise ValueError(
                 f"The optimizer given ({type(self.optimizer).__name__}) does not hold the parameters of the gates, "
                 "which were put in after it was built: leave it to the trainer (`optim`, `optimizer_cls_and_kwargs`), "

@@ -30,7 +30,7 @@ class UPDPTrainingArguments(TrainingArguments):
         metadata={"help": "How to choose the blocks if there is no plan.", "choices": list(SELECTORS)},
     )
     form: str = field(
-        default=Form.FFN.value,
+        default=Form.MERGE.value,
         metadata={"help": "What pruning leaves of a block.", "choices": [form.value for form in Form]},
     )
     start: str = field(

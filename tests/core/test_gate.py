@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from updp_hf.core.gate import Gate, gates
+from updp_hf.core.gate import Blend, Gate, gates
 
 
 class Constant(nn.Module):
@@ -34,7 +34,7 @@ class Pair(nn.Module):
 
 
 def linear_gate(value=0.0):
-    gate = Gate(nn.Linear(3, 3), nn.Linear(3, 3)).double()
+    gate = Blend(nn.Linear(3, 3), nn.Linear(3, 3)).double()
     gate.set_lambda_(value)
     return gate
 
@@ -44,7 +44,7 @@ X = torch.linspace(-2, 2, 12, dtype=torch.float64).view(4, 3)
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
 def test_the_ends_are_selected_not_multiplied(poison):
-    closed, opened = Gate(Constant(poison), nn.Identity()), Gate(nn.Identity(), Constant(poison))
+    closed, opened = Blend(Constant(poison), nn.Identity()), Blend(nn.Identity(), Constant(poison))
     closed.set_lambda_(1.0)
     assert torch.equal(closed(X), X)
     assert torch.equal(opened(X), X)
@@ -64,7 +64,7 @@ def test_between_the_ends_the_gate_blends(value):
 
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
 def test_of_a_tuple_the_first_is_blended_and_the_rest_is_handed_on(value):
-    gate = Gate(Pair("original"), Pair("pruned")).double()
+    gate = Blend(Pair("original"), Pair("pruned")).double()
     gate.set_lambda_(value)
     output, extra = gate(X, mask=None)
     expected = torch.lerp(gate.original.linear(X), gate.pruned.linear(X), value)
@@ -95,7 +95,7 @@ def test_lambda_and_output_dtype_are_independent():
 
 
 def test_under_autocast_the_output_has_the_dtype_of_the_original():
-    gate = Gate(nn.Identity(), nn.Linear(3, 3))
+    gate = Blend(nn.Identity(), nn.Linear(3, 3))
     gate.set_lambda_(0.5)
     with torch.autocast("cpu", torch.bfloat16):
         assert gate(X.float()).dtype == torch.float32
@@ -121,20 +121,20 @@ def test_lambda_is_saved_and_not_trained():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_what_is_inserted_takes_over_mode_and_dtype_of_the_slot(training, dtype):
     original = nn.LayerNorm(3).to(dtype).train(training)
-    gate = Gate(original, nn.BatchNorm1d(3).train(not training))
+    gate = Blend(original, nn.BatchNorm1d(3).train(not training))
     assert {module.training for module in gate.modules()} == {training}
     assert gate.pruned.weight.dtype == gate.pruned.running_mean.dtype == dtype
     assert gate.lam.dtype == torch.float32
 
 
 def test_what_is_inserted_takes_over_the_device_of_the_slot():
-    gate = Gate(nn.Linear(3, 3, device="meta"), nn.Linear(3, 3))
+    gate = Blend(nn.Linear(3, 3, device="meta"), nn.Linear(3, 3))
     assert {tensor.device.type for tensor in gate.state_dict().values()} == {"meta"}
 
 
 def test_gating_leaves_the_modes_inside_the_original_alone():
     original = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3).eval())  # fine-tuning with frozen statistics
-    Gate(original, nn.Linear(3, 3))
+    Blend(original, nn.Linear(3, 3))
     assert original.training
     assert not original[1].training
 
@@ -182,5 +182,5 @@ def test_compiled_gates_follow_lambda_without_recompiling():
 def test_gates_are_named_by_their_path():
     model = nn.ModuleDict({"a": linear_gate(), "b": nn.Sequential(nn.ReLU(), linear_gate())})
     assert [path for path, _ in gates(model)] == ["a", "b.1"]
-    assert repr(model["a"]).splitlines()[0] == "Gate("
+    assert repr(model["a"]).splitlines()[0] == "Blend("
     assert "lam=0" in repr(model["a"])

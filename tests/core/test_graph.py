@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from updp_hf.core.gate import Gate
+from updp_hf.core.gate import Blend
 from updp_hf.core.graph import ExportError, stock_modules, trace
 from updp_hf.core.modes import evaluation, open_gates
 from updp_hf.layout_updp import EndActivation
@@ -118,8 +118,8 @@ def test_what_does_not_depend_on_the_input_says_so():
 
 
 def gated(model, value=1.0):
-    model.ffn.act = Gate(model.ffn.act, nn.Identity())
-    model.norm = Gate(model.norm, nn.BatchNorm1d(5))
+    model.ffn.act = Blend(model.ffn.act, nn.Identity())
+    model.norm = Blend(model.norm, nn.BatchNorm1d(5))
     model.ffn = EndActivation(model.ffn, nn.Sequential(nn.ReLU()))
     for gate in (model.norm, model.ffn.block.act):
         gate.set_lambda_(value)

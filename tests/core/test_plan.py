@@ -13,7 +13,7 @@ def ffn(block, **fields):
     slots = tuple(f"{block}.{slot}" for slot in ("norm", "mlp.fc1", "mlp.act", "mlp.fc2"))
     return Site(
         **{
-            "form": Form.FFN,
+            "form": Form.MERGE,
             "block": block,
             "run": slots,
             "activations": slots[2:3],
@@ -164,7 +164,7 @@ def test_the_digest_does_not_depend_on_what_changes_no_model(changes):
         {"end_activation": None},
         {"sites": (ffn("blocks.0"),)},
         {"sites": (ffn("blocks.2"), attention("blocks.1"))},
-        {"sites": (ffn("blocks.0", form=Form.FFN_KEEP_NORM, norms=()), attention("blocks.1"))},
+        {"sites": (ffn("blocks.0", form=Form.MERGE_KEEP_NORM, norms=()), attention("blocks.1"))},
         {"sites": (ffn("blocks.0"), dataclasses.replace(attention("blocks.1"), outputs=1))},
         {"sites": (ffn("blocks.0"),), "start": "fit"},
     ],
@@ -234,7 +234,7 @@ def test_a_newer_plan_says_what_to_do():
     "sites",
     [
         (ffn("blocks.0"), ffn("blocks.0")),
-        (ffn("blocks.0"), ffn("blocks.0", form=Form.FFN_KEEP_NORM, run=("blocks.0.mlp.fc1",), norms=())),
+        (ffn("blocks.0"), ffn("blocks.0", form=Form.MERGE_KEEP_NORM, run=("blocks.0.mlp.fc1",), norms=())),
         (drop("blocks.0"), ffn("blocks.0")),
         (ffn("blocks.0"), drop("blocks.0")),
         (ffn("blocks.0"), ffn("blocks.0", form=Form.BRANCH_FIT, run=("blocks.0.mlp",), norms=(), activations=())),

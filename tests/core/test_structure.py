@@ -124,11 +124,11 @@ def find_all(model, tokens=N):
     }
 
 
-def find(model, form=Form.FFN, tokens=N):
+def find(model, form=Form.MERGE, tokens=N):
     return find_all(model, tokens)[form]
 
 
-def runs(model, form=Form.FFN, tokens=N):
+def runs(model, form=Form.MERGE, tokens=N):
     sites, _ = find(model, form, tokens)
     return [site.run for site in sites]
 
@@ -141,7 +141,7 @@ def test_the_run_of_a_vit_block():
     inside = ("norm2", "mlp.fc1", "mlp.act", "mlp.fc2")
     assert sites == [
         Site(
-            Form.FFN,
+            Form.MERGE,
             "blocks.0",
             run=tuple(f"blocks.0.{slot}" for slot in (*inside, "ls")),
             activations=("blocks.0.mlp.act",),
@@ -150,7 +150,7 @@ def test_the_run_of_a_vit_block():
             channels=C,
         ),
         Site(
-            Form.FFN,
+            Form.MERGE,
             "blocks.1",
             run=tuple(f"blocks.1.{slot}" for slot in inside),
             activations=("blocks.1.mlp.act",),
@@ -165,7 +165,7 @@ def test_the_run_of_a_vit_block():
 
 
 def test_the_norm_in_front_can_be_kept():
-    (site,), _ = find(Net(Vit()), Form.FFN_KEEP_NORM)
+    (site,), _ = find(Net(Vit()), Form.MERGE_KEEP_NORM)
     assert site.run == ("blocks.0.mlp.fc1", "blocks.0.mlp.act", "blocks.0.mlp.fc2")
     assert site.norms == ()
 
@@ -182,7 +182,7 @@ def test_the_norm_behind_closes_too():
 
 def test_a_norm_inside_the_run_closes_whether_the_one_in_front_is_kept_or_not():
     net = Net(Vit(Ffn(between=nn.LayerNorm(16))))
-    (site,), (kept,) = find(net)[0], find(net, Form.FFN_KEEP_NORM)[0]
+    (site,), (kept,) = find(net)[0], find(net, Form.MERGE_KEEP_NORM)[0]
     assert site.norms == ("blocks.0.norm2", "blocks.0.mlp.between")
     assert kept.norms == ("blocks.0.mlp.between",)
     assert kept.run == tuple(f"blocks.0.mlp.{slot}" for slot in ("fc1", "act", "between", "fc2"))
@@ -505,7 +505,7 @@ def test_a_gated_model_has_the_sites_of_the_stock_model(form, start, value):
     for site in plan.sites:
         for slot in plan.gate_slots(site):
             original = get_slot(net, slot)
-            gate = Gate(original, pruned_side(site, slot, original))
+            gate = Blend(original, pruned_side(site, slot, original))
             gate.set_lambda_(value)
             set_slot(net, slot, gate)
     end = nn.Sequential(nn.LayerNorm(C), nn.ReLU())

@@ -19,7 +19,7 @@ from updp_hf.surgery import plan_of
 RUNS = {
     "batch-norm": {},
     "evaluated": {"save_strategy": "steps", "save_steps": 4, "eval_strategy": "steps", "eval_steps": 4},
-    "no-batch-norm": {"form": "ffn-keep-norm", "optim": "sgd", "learning_rate": 0.05, "distillation": "soft"},
+    "no-batch-norm": {"form": "merge-keep-norm", "optim": "sgd", "learning_rate": 0.05, "distillation": "soft"},
 }
 
 

@@ -6,6 +6,7 @@
 import math
 from dataclasses import dataclass, replace
 from functools import reduce
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -13,7 +14,20 @@ from torch import Tensor, nn
 
 from updp_hf.layout_updp import ChannelBatchNorm
 
-__all__ = ["AffineMap", "InexactMerge", "add", "apply", "compose", "fold", "identity", "is_readable", "read", "write"]
+__all__ = [
+    "AffineMap",
+    "InexactMerge",
+    "add",
+    "apply",
+    "compose",
+    "empty",
+    "fold",
+    "identity",
+    "is_readable",
+    "is_writable",
+    "read",
+    "write",
+]
 
 
 class InexactMerge(ValueError):  # noqa: N818
@@ -137,61 +151,94 @@ def fold(maps: list[AffineMap]) -> AffineMap:
 
 
 def is_readable(module: nn.Module) -> bool:
-    """Return whether `read` accepts `module`, by exact type: a subclass may compute its weight or hide something."""
+    """Return whether `read` accepts `module`.
+
+    Linears and convolutions go by exact type: a subclass may compute its weight or hide something. That a BatchNorm does
+    nothing else, and that a scale multiplies, the graph has to show.
+    """
     if isinstance(module, nn.Conv1d | nn.Conv2d):
         return type(module) in (nn.Conv1d, nn.Conv2d) and module.padding_mode == "zeros"
-    return type(module) in (nn.Linear, *_BATCH_NORMS) or _is_scale(module)
+    return type(module) is nn.Linear or isinstance(module, _BATCH_NORMS) or _is_scale(module)
 
 
-def read(module: nn.Module, like: AffineMap | None = None) -> AffineMap:
+def read(module: nn.Module, like: AffineMap | None = None, *, device: str = "cpu") -> AffineMap:
     """Read the map that `module` computes in evaluation mode, in float64.
 
-    `like` tells a diagonal map (BatchNorm, LayerScale) how many spatial axes it acts on: those of its neighbour.
+    `like` tells a diagonal map (BatchNorm, LayerScale) how many spatial axes it acts on: those of its neighbour. On the
+    device `meta` the map has shapes and no values, which is enough to know what a composition would cost.
 
     Raises:
         TypeError: the module is none of the types whose map is known.
     """
+
+    def f64(tensor: Tensor) -> Tensor:
+        return tensor.detach().to(device, torch.float64, copy=True)
+
     if not is_readable(module):
         raise TypeError(f"{type(module).__name__} has no affine map that is known: expected Linear, Conv or BatchNorm.")
-    if isinstance(module, nn.Linear):
-        return AffineMap(_f64(module.weight), _bias(module.bias, module.out_features, module.weight))
-    if isinstance(module, nn.Conv1d | nn.Conv2d):
-        return AffineMap(
-            weight=_f64(module.weight),
-            bias=_bias(module.bias, module.out_channels, module.weight),
-            stride=module.stride,
-            padding=_padding(module),
-            dilation=module.dilation,
-            groups=module.groups,
-            channel_axis=1,
-        )
+    if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
+        weight = f64(module.weight)
+        bias = weight.new_zeros(weight.shape[0]) if module.bias is None else f64(module.bias)
+        if isinstance(module, nn.Linear):
+            return AffineMap(weight, bias)
+        padding = _padding(module)
+        return AffineMap(weight, bias, module.stride, padding, module.dilation, module.groups, channel_axis=1)
     if _is_scale(module):
-        return _diagonal(_f64(next(module.parameters())), None, like)
+        return _diagonal(f64(next(module.parameters())), None, like)
     norm = module.norm if isinstance(module, ChannelBatchNorm) else module
     assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
     if norm.running_mean is None or norm.running_var is None:
         raise TypeError(f"{type(module).__name__} keeps no running statistics, so it is not an affine map.")
-    mean, variance = _f64(norm.running_mean), _f64(norm.running_var)
+    mean, variance = f64(norm.running_mean), f64(norm.running_var)
     scale = torch.rsqrt(variance + norm.eps)
     if norm.affine:
-        scale = scale * _f64(norm.weight)
+        scale = scale * f64(norm.weight)
     shift = -mean * scale
     if norm.affine:
-        shift = shift + _f64(norm.bias)
+        shift = shift + f64(norm.bias)
     return _diagonal(scale, shift, like)
 
 
-def write(map: AffineMap, like: nn.Module) -> nn.Module:
-    """Write a Linear's map into a new module with the dtype, device and mode of `like`."""
-    if map.kernel or map.groups != 1:
-        raise TypeError(f"A map with kernel {map.kernel} and {map.groups} groups is not a Linear.")
+def is_writable(map: AffineMap) -> bool:
+    """Return whether there is a Linear or a two-dimensional convolution that computes `map`."""
+    if not map.kernel:
+        return map.groups == 1
+    return len(map.kernel) == 2 and map.padding[::2] == map.padding[1::2]
+
+
+def empty(map: AffineMap, **options: Any) -> nn.Linear | nn.Conv2d:
+    """Build the Linear or Conv2d that can compute `map`, with a bias and without values; `options` as for both.
+
+    Raises:
+        TypeError: neither of them can.
+    """
+    if not is_writable(map):
+        raise TypeError(
+            f"A map with kernel {map.kernel}, padding {map.padding} and {map.groups} groups is neither a Linear nor a "
+            "Conv2d."
+        )
+    kind: type[nn.Module] = nn.Linear
+    if map.kernel:
+        kind = nn.Conv2d
+        options |= {"kernel_size": map.kernel, "stride": map.stride, "padding": map.padding[::-2]}
+        options |= {"dilation": map.dilation, "groups": map.groups}
+    module: nn.Linear | nn.Conv2d = nn.utils.skip_init(kind, map.in_channels, map.out_channels, **options)
+    return module
+
+
+def write(map: AffineMap, like: nn.Module) -> nn.Linear | nn.Conv2d:
+    """Write `map` into a new Linear or Conv2d with the dtype, device and mode of `like`.
+
+    Raises:
+        TypeError: neither of them computes it.
+    """
     parameter = next(like.parameters())
-    options = {"device": parameter.device, "dtype": parameter.dtype}
-    linear = nn.utils.skip_init(nn.Linear, map.in_channels, map.out_channels, **options)
+    module = empty(map, device=parameter.device, dtype=parameter.dtype)
     with torch.no_grad():
-        linear.weight.copy_(map.weight)
-        linear.bias.copy_(map.bias)
-    return linear.train(like.training)
+        module.weight.copy_(map.weight)
+        assert module.bias is not None
+        module.bias.copy_(map.bias)
+    return module.train(like.training)
 
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, ChannelBatchNorm)
@@ -202,14 +249,6 @@ def _is_scale(module: nn.Module) -> bool:
     tensors = [*module.parameters(), *module.buffers()]
     is_leaf = next(module.children(), None) is None
     return is_leaf and len(tensors) == 1 and tensors[0].ndim == 1 and isinstance(tensors[0], nn.Parameter)
-
-
-def _f64(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", torch.float64, copy=True)
-
-
-def _bias(bias: Tensor | None, channels: int, like: Tensor) -> Tensor:
-    return _f64(like).new_zeros(channels) if bias is None else _f64(bias)
 
 
 def _padding(module: nn.Conv1d | nn.Conv2d) -> tuple[int, ...]:
@@ -239,12 +278,11 @@ def _with_groups(map: AffineMap, groups: int) -> AffineMap:
     if map.groups == groups:
         return map
     merged = map.groups // groups  # blocks that become one
-    out, width = map.out_channels // map.groups, map.weight.shape[1]
-    weight = map.weight.new_zeros(map.out_channels, merged * width, *map.kernel)
-    for group in range(map.groups):
-        rows, place = slice(group * out, (group + 1) * out), group % merged
-        weight[rows, place * width : (place + 1) * width] = map.weight[rows]
-    return replace(map, weight=weight, groups=groups)
+    blocks = map.weight.unflatten(0, (groups, merged, -1))  # (groups, merged, out, in, *kernel)
+    weight = blocks.new_zeros(groups, merged, *blocks.shape[2:3], merged, *blocks.shape[3:])
+    diagonal = torch.arange(merged, device=weight.device)
+    weight[:, diagonal, :, diagonal] = blocks.movedim(1, 0)
+    return replace(map, weight=weight.flatten(3, 4).flatten(0, 2), groups=groups)
 
 
 def _undilated(map: AffineMap) -> AffineMap:

@@ -1,29 +1,32 @@
-"""What a leaf module is to a run: an affine map, a non-linearity that can be closed, or neither.
+"""What a module is to a run: an affine map, a non-linearity that can be closed, or neither.
 
 Roles are read off the exported operations, not off class names: an activation is any module without parameters that
-computes pointwise operations only, so GELU, QuickGELU and a user's own are found alike.
+computes pointwise operations only, so GELU, QuickGELU and a user's own are found alike; a module that multiplies its
+input by what it made of the pooled input is squeeze-excite or one of its many kin.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from updp_hf.core import affine
 from updp_hf.core.graph import Call
-from updp_hf.layout_updp import ChannelBatchNorm
+from updp_hf.layout_updp import batch_norm
 
 __all__ = [
     "Closing",
+    "Part",
     "Role",
     "close_activation",
     "close_norm",
     "is_pointwise",
     "is_registered",
+    "part_of",
+    "recalibrated_axis",
     "register_closable",
-    "role_of",
 ]
 
 Closing = Callable[[nn.Module], nn.Module]
@@ -36,7 +39,15 @@ class Role(Enum):
     DENSE = "mixes channels"
     DIAGONAL = "scales and shifts each channel"
     NORM = "normalises, closes to a BatchNorm"
+    RECALIBRATION = "multiplies each channel by a function of all means, closes to a BatchNorm"
     ACTIVATION = "is pointwise, closes to the identity"
+
+
+class Part(NamedTuple):
+    """A module's part in a run: its role, and the axis of the channels, None if it does not matter."""
+
+    role: Role
+    axis: int | None
 
 
 def _to_identity(module: nn.Module) -> nn.Module:
@@ -46,11 +57,28 @@ def _to_identity(module: nn.Module) -> nn.Module:
 _REGISTERED: dict[type[nn.Module], Closing] = {nn.PReLU: _to_identity}
 
 _NORMS = {torch.ops.aten.layer_norm.default, torch.ops.aten.rms_norm.default}
+_RESHAPES = {
+    torch.ops.aten.permute.default,
+    torch.ops.aten.transpose.int,
+    torch.ops.aten.view.default,
+    torch.ops.aten.reshape.default,
+    torch.ops.aten.unsqueeze.default,
+    torch.ops.aten.expand.default,
+    torch.ops.aten.expand_as.default,
+}
 _MULTIPLICATIONS = {torch.ops.aten.mul.Tensor, torch.ops.aten.mul_.Tensor}
 _UNTAGGED = {  # pointwise, but torch does not tag them so
     torch.ops.aten.hardswish.default,
     torch.ops.aten.hardswish_.default,
     torch.ops.aten.log_sigmoid.default,
+}
+_POOLS = {  # operation -> position of its dimensions among the arguments, None for those that pool an image
+    torch.ops.aten.mean.dim: 1,
+    torch.ops.aten.amax.default: 1,
+    torch.ops.aten.linalg_vector_norm.default: 2,
+    torch.ops.aten.norm.ScalarOpt_dim: 2,
+    torch.ops.aten.adaptive_avg_pool2d.default: None,
+    torch.ops.aten.adaptive_max_pool2d.default: None,
 }
 
 
@@ -77,29 +105,57 @@ def is_pointwise(target: Any) -> bool:
     return target in _UNTAGGED or torch.Tag.pointwise in getattr(target, "tags", ())
 
 
-def role_of(module: nn.Module, call: Call) -> Role | None:
-    """Return the role of `module`, whose one call is `call`, or None if it ends every run."""
+def part_of(module: nn.Module, call: Call) -> Part | None:
+    """Return the part that `module`, whose one call is `call`, can take in a run, or None if it ends every run."""
     if len(call.inputs) != 1 or call.shape is None:
         return None
     if is_registered(module):
-        return Role.ACTIVATION
+        return Part(Role.ACTIVATION, None)
     targets = call.targets
     if type(module) is nn.Linear:
-        return Role.DENSE if targets == [torch.ops.aten.linear.default] else None
-    if len(targets) == 1 and targets[0] in _NORMS:
-        return Role.NORM if call.operations[0].args[1] == [call.shape[-1]] else None
-    if affine.is_readable(module):
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            # It acts on axis 1, the Linears around it on the last one.
-            return Role.DIAGONAL if targets == [torch.ops.aten.batch_norm.default] and len(call.shape) == 2 else None
-        scales = len(targets) == 1 and targets[0] in _MULTIPLICATIONS
-        return Role.DIAGONAL if scales and next(module.parameters()).numel() == call.shape[-1] else None
+        return Part(Role.DENSE, -1) if targets == [torch.ops.aten.linear.default] else None
+    if type(module) is nn.Conv2d and affine.is_readable(module):
+        is_plain = targets in ([torch.ops.aten.conv2d.default], [torch.ops.aten.conv2d.padding])
+        return Part(Role.DENSE, 1) if is_plain and len(call.shape) == 4 else None
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        # In three dimensions it acts on axis 1, and the Linears around it on the last one.
+        is_plain = targets == [torch.ops.aten.batch_norm.default] and affine.is_readable(module)
+        return Part(Role.DIAGONAL, {2: -1, 4: 1}[len(call.shape)]) if is_plain and len(call.shape) in (2, 4) else None
     if call.shape != call.inputs[0].shape:
         return None
+    if (axis := _normalised_axis(call)) is not None:
+        return Part(Role.NORM, axis)
+    if affine.is_readable(module):
+        return Part(Role.DIAGONAL, axis) if (axis := _scaled_axis(call)) is not None else None
     has_tensors = any(True for _ in (*module.parameters(), *module.buffers()))
     if not has_tensors and all(is_pointwise(target) for target in targets):
-        return Role.ACTIVATION
+        return Part(Role.ACTIVATION, None)
+    if (axis := recalibrated_axis([call])) is not None:
+        return Part(Role.RECALIBRATION, axis)
     return None
+
+
+def recalibrated_axis(calls: Sequence[Call]) -> int | None:
+    """Return the channel axis if `calls`, the inside of one module, multiply their input by what its means say.
+
+    That is so if every operation either maps each element of the full-sized tensor by itself, or works on what is left
+    after all positions have been pooled: squeeze-excite, effective squeeze-excite, ECA, global response normalisation.
+    """
+    nodes = [node for call in calls for node in call.operations]
+    full: set[fx.Node] = set()  # what still has positions
+    axes: set[int | None] = set()
+    for node in nodes:
+        sources = [n for n in node.all_input_nodes if n in full or (n not in nodes and n.op == "call_function")]
+        if not sources:
+            continue
+        if node.target in _POOLS:
+            axes.add(_pooled_axis(node))
+        elif is_pointwise(node.target) or node.target in _RESHAPES:
+            full.add(node)
+        else:
+            return None
+    is_rescaled = len(axes) == 1 and nodes[-1] in full and len(calls[-1].shape or ()) == 4
+    return axes.pop() if is_rescaled else None
 
 
 def close_activation(module: nn.Module) -> nn.Module:
@@ -107,9 +163,50 @@ def close_activation(module: nn.Module) -> nn.Module:
     return _REGISTERED.get(type(module), _to_identity)(module)
 
 
-def close_norm(module: nn.Module) -> ChannelBatchNorm:
-    """Build the BatchNorm that the norm `module`, over the last axis, closes to. It is not calibrated yet."""
-    shape = getattr(module, "normalized_shape", None)
-    channels = shape[-1] if shape else next(module.parameters()).numel()
+def close_norm(module: nn.Module, channels: int, channel_axis: int) -> nn.Module:
+    """Build the BatchNorm over `channel_axis` that the norm `module` closes to. It is not calibrated yet."""
     eps = getattr(module, "eps", None)
-    return ChannelBatchNorm(channels, eps if isinstance(eps, float) else 1e-5)
+    return batch_norm(channels, eps if isinstance(eps, float) else 1e-5, channel_axis)
+
+
+def _normalised_axis(call: Call) -> int | None:
+    """Return the channel axis of a norm over channels (and positions), None if `call` is not such a norm."""
+    rest = [node for node in call.operations if node.target not in _RESHAPES]
+    assert call.shape is not None
+    if len(rest) != 1:
+        return None
+    if rest[0].target is torch.ops.aten.group_norm.default and len(call.shape) == 4:
+        return 1
+    if rest[0].target not in _NORMS:
+        return None
+    normalised, shape = list(rest[0].args[1]), call.shape  # type: ignore[arg-type]
+    if len(call.operations) == 1:
+        return -1 if normalised == [shape[-1]] else None
+    moved = tuple(rest[0].meta["val"].shape)
+    return 1 if len(shape) == 4 and moved == (shape[0], *shape[2:], shape[1]) and normalised == [shape[1]] else None
+
+
+def _scaled_axis(call: Call) -> int | None:
+    """Return the axis along which `call` multiplies by a vector, None if it does something else."""
+    *before, last = call.operations
+    if last.target not in _MULTIPLICATIONS or any(node.target not in _RESHAPES for node in before):
+        return None
+    assert call.shape is not None
+    scale = min((tuple(n.meta["val"].shape) for n in last.all_input_nodes), key=lambda s: sum(size > 1 for size in s))
+    padded = (1,) * (len(call.shape) - len(scale)) + scale
+    for axis in (-1, 1):
+        others = [size for i, size in enumerate(padded) if i != axis % len(padded)]
+        if padded[axis] == call.shape[axis] and all(size == 1 for size in others):
+            return axis if axis == -1 or len(call.shape) == 4 else None
+    return None
+
+
+def _pooled_axis(node: fx.Node) -> int | None:
+    """Return the axis of the channels that is left when `node` pools over all positions, None if it does not."""
+    place = _POOLS[node.target]
+    if place is None:
+        return 1 if node.args[1] in (1, [1, 1]) else None
+    dims = node.args[place] if len(node.args) > place else None
+    if not isinstance(dims, list | tuple):
+        return None
+    return {(2, 3): 1, (1, 2): -1}.get(tuple(sorted(int(d) % 4 for d in dims)))  # type: ignore[call-overload,arg-type]

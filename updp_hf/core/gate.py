@@ -1,52 +1,52 @@
-"""The gate: one slot of a model on its way from what the checkpoint holds to what the pruned model will hold."""
+"""Gates: slots of a model on their way from what the checkpoint holds to what the pruned model will hold."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-__all__ = ["Gate", "gates", "is_gated"]
+__all__ = ["Blend", "Bypass", "ConvGate", "Gate", "Shortcut", "gates", "is_gated"]
 
 
 class Gate(nn.Module):
-    """Blend two modules in one slot: `(1 - λ) * original(x) + λ * pruned(x)`.
+    """A slot with two ends: λ = 0 is the checkpoint's function, λ = 1 the pruned one.
 
-    λ = 0 is the checkpoint's function, λ = 1 the pruned one. At the two ends only one side is computed: 0 · inf is
-    NaN, and a closed branch should cost nothing. λ is a 0-dimensional float32 buffer, so that it is saved, broadcast
-    and moved with the model, and changing it recompiles nothing; write it with `set_lambda_` only.
-
-    The blend of whole outputs follows UPDP (arXiv 2401.06426); its exact equation is not known to us.
+    At the two ends only one side is computed: 0 · inf is NaN, and a closed branch should cost nothing. λ is a
+    0-dimensional float32 buffer, so that it is saved, broadcast and moved with the model, and changing it recompiles
+    nothing; write it with `set_lambda_` only. All gates of a site have the same λ.
     """
 
     stock_child = "original"
     lam: Tensor
 
-    def __init__(self, original: nn.Module, pruned: nn.Module):
+    def __init__(self, original: nn.Module):
         super().__init__()
         like = next(original.parameters(), None)
-        if like is not None:
-            pruned.to(like.device, like.dtype)
         self.original = original
-        self.pruned = pruned
         self.register_buffer("lam", torch.zeros((), dtype=torch.float32, device=None if like is None else like.device))
         self.stage = 0.0  # λ if that is 0 or 1, else 0.5: the branch taken in `forward` without asking the device
         self.training = original.training  # what is frozen inside `original` keeps its own mode
-        pruned.train(original.training)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.stage == 0.0:
             return self.original(*args, **kwargs)
         if self.stage == 1.0:
-            return self.pruned(*args, **kwargs)
-        original, pruned = self.original(*args, **kwargs), self.pruned(*args, **kwargs)
-        if isinstance(original, Tensor):
-            return self._blend(original, pruned)
-        return (self._blend(original[0], pruned[0]), *original[1:])
+            return self.forward_closed(*args, **kwargs)
+        return self.forward_between(*args, **kwargs)
 
-    def _blend(self, original: Tensor, pruned: Tensor) -> Tensor:
-        # Under autocast the two sides may differ in dtype; the stock forward expects the original's.
-        return torch.lerp(original, pruned.to(original.dtype), self.lam.to(original.dtype))
+    def forward_between(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute what lies between the two ends."""
+        raise NotImplementedError
+
+    def forward_closed(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute the pruned end."""
+        raise NotImplementedError
+
+    def closed(self) -> nn.Module:
+        """Return the module that computes the pruned end: what a merge reads."""
+        raise NotImplementedError
 
     def set_lambda_(self, value: float) -> None:
         """Set λ.
@@ -63,6 +63,17 @@ class Gate(nn.Module):
         value = float(self.lam)
         self.stage = value if value in (0.0, 1.0) else 0.5
 
+    def _lerp(self, original: Tensor, pruned: Tensor) -> Tensor:
+        # Under autocast the two sides may differ in dtype; the stock forward expects the original's.
+        return torch.lerp(original, pruned.to(original.dtype), self.lam.to(original.dtype))
+
+    def _adopt(self, pruned: nn.Module) -> nn.Module:
+        """Give what is inserted the dtype, device and mode of the slot."""
+        like = next(self.original.parameters(), None)
+        if like is not None:
+            pruned.to(like.device, like.dtype)
+        return pruned.train(self.original.training)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Gate":
         exact = self.lam
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -76,6 +87,160 @@ class Gate(nn.Module):
 
     def extra_repr(self) -> str:
         return f"lam={float(self.lam):g}"
+
+
+class Blend(Gate):
+    """Blend two modules in one slot: `(1 - λ) * original(x) + λ * pruned(x)`.
+
+    The blend of whole outputs follows UPDP (arXiv 2401.06426); its exact equation is not known to us.
+    """
+
+    def __init__(self, original: nn.Module, pruned: nn.Module):
+        super().__init__(original)
+        self.pruned = self._adopt(pruned)
+
+    def forward_between(self, *args: Any, **kwargs: Any) -> Any:
+        original, pruned = self.original(*args, **kwargs), self.pruned(*args, **kwargs)
+        if isinstance(original, Tensor):
+            return self._lerp(original, pruned)
+        return (self._lerp(original[0], pruned[0]), *original[1:])
+
+    def forward_closed(self, *args: Any, **kwargs: Any) -> Any:
+        return self.pruned(*args, **kwargs)
+
+    def closed(self) -> nn.Module:
+        return self.pruned
+
+
+class ConvGate(Gate):
+    """A convolution of a run whose padding moves to the front of the run, or whose outer taps go to zero.
+
+    Zero padding in the middle of a run has no place in the merged convolution: the padding is moved to the run's first
+    convolution, and what its outer ring feeds into the later ones is multiplied by λ, so that at λ → 0 they see the
+    zeros that they would have padded. The taps around a cropped kernel's centre are multiplied by 1 - λ.
+
+    Args:
+        original: the convolution.
+        padding: what it pads while 0 < λ < 1, in the order of `F.pad`.
+        ring: width of the ring of its input that is not there in the checkpoint, in the order of `F.pad`.
+        is_cropped: whether its outer taps close.
+        closed_padding: what it pads at λ = 1.
+    """
+
+    def __init__(
+        self,
+        original: nn.Conv2d,
+        padding: tuple[int, ...],
+        ring: tuple[int, ...],
+        is_cropped: bool,
+        closed_padding: tuple[int, ...],
+    ):
+        super().__init__(original)
+        self.original: nn.Conv2d
+        self.padding, self.ring, self.closed_padding = padding, ring, closed_padding
+        self.is_cropped = is_cropped
+
+    def forward_between(self, x: Tensor) -> Tensor:
+        weight = self.original.weight
+        if self.is_cropped:
+            outer = torch.ones_like(weight)
+            outer[_centre(weight)] = 0
+            weight = self._lerp(weight, weight - weight * outer)
+        if any(self.ring):
+            left, right, top, bottom = self.ring
+            inside = x.new_ones(x.shape[-2] - top - bottom, x.shape[-1] - left - right)
+            inside = F.pad(inside, self.ring)
+            x = x * self._lerp(inside, torch.ones_like(inside))
+        return self._convolve(x, weight, self.padding, self.original.dilation)
+
+    def forward_closed(self, x: Tensor) -> Tensor:
+        weight = self.original.weight
+        if self.is_cropped:
+            return self._convolve(x, weight[_centre(weight)], self.closed_padding, (1, 1))
+        return self._convolve(x, weight, self.closed_padding, self.original.dilation)
+
+    def _convolve(self, x: Tensor, weight: Tensor, padding: tuple[int, ...], dilation: tuple[int, ...]) -> Tensor:
+        conv = self.original
+        left, right, top, bottom = padding
+        if (left, top) != (right, bottom):
+            x, left, top = F.pad(x, padding), 0, 0
+        return F.conv2d(x, weight, conv.bias, conv.stride, (top, left), dilation, conv.groups)
+
+    def closed(self) -> nn.Module:
+        conv = self.original
+        left, right, top, bottom = self.closed_padding
+        assert (left, top) == (right, bottom), "a run that would need other padding is no site"
+        weight = conv.weight[_centre(conv.weight)] if self.is_cropped else conv.weight
+        closed = nn.utils.skip_init(
+            nn.Conv2d,
+            conv.in_channels,
+            conv.out_channels,
+            tuple(weight.shape[2:]),
+            stride=conv.stride,
+            padding=(top, left),
+            dilation=(1, 1) if self.is_cropped else conv.dilation,
+            groups=conv.groups,
+            bias=conv.bias is not None,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+        with torch.no_grad():
+            closed.weight.copy_(weight)
+            if conv.bias is not None:
+                closed.bias.copy_(conv.bias)
+        return closed.train(conv.training)
+
+
+class Shortcut(Gate):
+    """The first dense slot of a run for which one fitted map is to stand.
+
+    Between the ends the fitted map's output waits in `ahead` for the run's last slot, which blends it with the run's.
+    """
+
+    def __init__(self, original: nn.Module, pruned: nn.Module):
+        super().__init__(original)
+        self.pruned = self._adopt(pruned)
+        self.ahead: Tensor | None = None
+
+    def forward_between(self, x: Tensor) -> Tensor:
+        self.ahead = self.pruned(x)
+        original: Tensor = self.original(x)
+        return original
+
+    def forward_closed(self, x: Tensor) -> Tensor:
+        pruned: Tensor = self.pruned(x)
+        return pruned
+
+    def closed(self) -> nn.Module:
+        return self.pruned
+
+
+class Bypass(Gate):
+    """A later slot of a run for which one fitted map is to stand; the last one has the run's `Shortcut`."""
+
+    def __init__(self, original: nn.Module, shortcut: Shortcut | None = None):
+        super().__init__(original)
+        self._shortcut = (shortcut,)  # in a tuple, for it is no part of this slot
+
+    def forward_between(self, x: Tensor) -> Tensor:
+        output: Tensor = self.original(x)
+        (shortcut,) = self._shortcut
+        if shortcut is None:
+            return output
+        ahead, shortcut.ahead = shortcut.ahead, None
+        assert ahead is not None, "the gates of a site have one λ"
+        return self._lerp(output, ahead)
+
+    def forward_closed(self, x: Tensor) -> Tensor:
+        return x
+
+    def closed(self) -> nn.Module:
+        return nn.Identity()
+
+
+def _centre(kernel: Tensor) -> tuple[slice, ...]:
+    """Return the index of the centre tap of `kernel`, (out, in, *size) with odd sizes."""
+    return (slice(None), slice(None), *(slice(size // 2, size // 2 + 1) for size in kernel.shape[2:]))
 
 
 def gates(model: nn.Module) -> Iterator[tuple[str, Gate]]:

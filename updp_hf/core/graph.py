@@ -1,7 +1,8 @@
 """Who feeds whom: the exported graph of a model, collapsed to calls of modules."""
 
+import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from updp_hf.core.modes import evaluation, open_gates
 
-__all__ = ["Call", "ExportError", "Graph", "stock_modules", "trace"]
+__all__ = ["Call", "ExportError", "Graph", "contracted", "is_weighted", "stock_modules", "trace"]
 
 
 class ExportError(ValueError):
@@ -41,6 +42,11 @@ class Call:
         value = self.operations[-1].meta.get("val")
         return tuple(value.shape) if isinstance(value, Tensor) else None
 
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of the Linears and convolutions in it."""
+        return sum(math.prod(_shape(n)) * math.prod(_shape(n.args[1])[1:]) for n in self.operations if is_weighted(n))
+
 
 @dataclass(frozen=True)
 class Graph:
@@ -48,6 +54,28 @@ class Graph:
 
     calls: tuple[Call, ...]
     call_counts: Mapping[str, int]
+
+    def within(self, path: str) -> list[Call]:
+        """Return the calls made inside the module `path`."""
+        return [call for call in self.calls if call.path == path or call.path.startswith(f"{path}.")]
+
+
+_WEIGHTED = {
+    torch.ops.aten.linear.default,
+    torch.ops.aten.conv1d.default,
+    torch.ops.aten.conv1d.padding,
+    torch.ops.aten.conv2d.default,
+    torch.ops.aten.conv2d.padding,
+}
+
+
+def is_weighted(node: fx.Node) -> bool:
+    """Return whether the operation is a Linear's or a convolution's, whose weight is its second argument."""
+    return node.target in _WEIGHTED
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    return tuple(value.meta["val"].shape)
 
 
 _TRANSPARENT = {
@@ -89,6 +117,30 @@ def trace(
     signature = program.graph_signature
     states = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     return _collapse(model, program.graph, states, set(signature.user_inputs), is_atomic)
+
+
+def contracted(graph: Graph, paths: Iterable[str]) -> Graph:
+    """Return `graph` with all that happens inside each of the modules `paths` as one call, its result the last."""
+    calls = list(graph.calls)
+    for path in paths:
+        inside = graph.within(path)
+        whole = Call(path, is_leaf=True)
+        for call in inside:
+            whole.operations += call.operations
+            whole.parameters += call.parameters
+            whole.depends_on_input |= call.depends_on_input
+            whole.is_output |= call.is_output
+            for source in call.inputs:
+                if source not in inside and source not in whole.inputs:
+                    whole.inputs.append(source)
+                    source.users = [user for user in source.users if user not in inside] + [whole]
+            for user in call.users:
+                if user not in inside and user not in whole.users:
+                    whole.users.append(user)
+                    user.inputs = [source for source in user.inputs if source not in inside] + [whole]
+        calls[calls.index(inside[-1])] = whole
+        calls = [call for call in calls if call not in inside]
+    return Graph(tuple(calls), graph.call_counts)
 
 
 def stock_modules(model: nn.Module) -> dict[str, tuple[str, nn.Module]]:

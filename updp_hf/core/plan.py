@@ -14,7 +14,7 @@ from updp_hf.layout_updp import END_ACTIVATIONS
 __all__ = ["Plan", "PlanError", "library_versions"]
 
 FORMAT_VERSION = 1
-_TUPLES = ("run", "activations", "norms")
+_TUPLES = ("run", "activations", "norms", "norm_channels", "cropped")
 _LIBRARIES = ("updp-hf", "torch", "transformers", "timm")
 
 
@@ -59,19 +59,11 @@ class Plan:
             raise PlanError(
                 f"Nothing is left of {dropped} that an activation could follow: plan it without end_activation."
             )
-        if self.start == "fit":
-            for site in self.sites:
-                if site.container is None:
-                    raise PlanError(
-                        f"{site} is not the inside of one module, so nothing can be fitted in its place: start it "
-                        "with 'inherit'."
-                    )
-        runs = (Form.FFN, Form.FFN_KEEP_NORM)
         for site in self.sites:
-            if site.outputs and (site.form is Form.BRANCH_FIT or (self.start == "fit" and site.form in runs)):
+            if site.outputs and site.form is Form.BRANCH_FIT:
                 raise PlanError(
                     f"{site.container!r} returns a tuple of {site.outputs}, but the Linear fitted in its place would "
-                    "return one tensor: start it with 'inherit', or choose another form."
+                    "return one tensor: choose another form."
                 )
         slots: dict[str, Site] = {}
         for site in self.sites:
@@ -88,15 +80,6 @@ class Plan:
     def blocks(self) -> list[str]:
         """The blocks in which something is pruned, in order."""
         return list(dict.fromkeys(site.block for site in self.sites))
-
-    def gate_slots(self, site: Site) -> tuple[str, ...]:
-        """Return the slots that hold a gate for `site`."""
-        if site.form in (Form.ATTENTION_DROP, Form.BLOCK_DROP, Form.BRANCH_FIT):
-            return (site.container or site.block,)
-        closed = tuple(slot for slot in site.run if slot in (*site.norms, *site.activations))
-        if self.start == "inherit":
-            return closed
-        return (*(slot for slot in closed if not slot.startswith(f"{site.container}.")), site.container or "")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON values."""

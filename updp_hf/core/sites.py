@@ -9,16 +9,24 @@ __all__ = ["Form", "Refusal", "Site"]
 class Form(StrEnum):
     """What closing a site leaves behind."""
 
-    FFN = "ffn"
-    """Norm, Linear, activation, Linear become one Linear: the norm closes to a BatchNorm, as in UPDP."""
-    FFN_KEEP_NORM = "ffn-keep-norm"
+    MERGE = "merge"
+    """Norms close to BatchNorms and other non-linearities to the identity, as in UPDP; the run becomes one Linear or
+    one convolution. All kernels but the largest are cropped to their centres where that is cheaper: ours."""
+    MERGE_KEEP_NORM = "merge-keep-norm"
     """The same with the norm in front kept: ours, and HetDPT's choice."""
+    MERGE_WHOLE_KERNELS = "merge-whole-kernels"
+    """The same as `merge` with no kernel cropped: two 3×3 convolutions become one 5×5."""
     BRANCH_FIT = "branch-fit"
     """Any per-token branch, gated ones too, becomes one Linear fitted to it: ours."""
     ATTENTION_DROP = "attention-drop"
     """The attention branch becomes zero."""
     BLOCK_DROP = "block-drop"
     """The block becomes the identity."""
+
+    @property
+    def merges(self) -> bool:
+        """Whether a run of affine maps is folded into one."""
+        return self in (Form.MERGE, Form.MERGE_KEEP_NORM, Form.MERGE_WHOLE_KERNELS)
 
 
 @dataclass(frozen=True)
@@ -30,12 +38,20 @@ class Site:
     run: tuple[str, ...]  # slots in order of execution; one map is left of them
     activations: tuple[str, ...] = ()  # those of `run` that close to the identity
     norms: tuple[str, ...] = ()  # those of `run` that close to a BatchNorm
-    container: str | None = None  # the one module whose call is the run between norm and layer scale
+    norm_channels: tuple[int, ...] = ()  # of each of `norms`
+    cropped: tuple[str, ...] = ()  # those of `run` that are cropped to their centre tap
+    container: str | None = None  # the one module that a branch or a block is
     outputs: int = 0  # length of the tuple that `container` returns, 0 if it returns a tensor
-    channels: int = 0  # of what the site returns
-    tokens: int = field(default=0, compare=False)  # positions per image at which it does
+    channels: int = 0  # of what the block returns
+    channel_axis: int = -1  # of what the block returns, 1 or -1
+    tokens: int = field(default=0, compare=False)  # positions per image at which the site returns something
     params_saved: int = field(default=0, compare=False)
     macs_saved: int = field(default=0, compare=False)  # multiply-accumulates per image
+
+    @property
+    def pays(self) -> bool:
+        """Whether closing the site makes the model cheaper; one that does not is taken by explicit plans only."""
+        return self.macs_saved > 0
 
     def __str__(self) -> str:
         return f"{self.block} ({self.form})"

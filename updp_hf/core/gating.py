@@ -1,0 +1,90 @@
+"""From a site to the gates that close it, one for each slot that changes."""
+
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from updp_hf.core.affine import empty, read
+from updp_hf.core.closable import close_activation, close_norm
+from updp_hf.core.gate import Blend, Bypass, ConvGate, Gate, Shortcut
+from updp_hf.core.kernels import crop, move_padding
+from updp_hf.core.runs import merged_map
+from updp_hf.core.sites import Form, Site
+from updp_hf.layout_updp import Skip, Zero, get_slot, unwrap
+
+__all__ = ["build_gates"]
+
+
+def build_gates(model: nn.Module, site: Site, start: str) -> dict[str, Gate]:
+    """Build the gates that close `site` in `model`, by their slots: see `Plan.start` for `start`."""
+    if not site.form.merges:
+        slot = site.run[-1]
+        return {slot: Blend(get_slot(model, slot), _stand_in(site))}
+    dense = _dense(model, site)
+    axis = 1 if isinstance(next(iter(dense.values())), nn.Conv2d) else -1
+    norms = dict(zip(site.norms, site.norm_channels, strict=True))
+    first = site.run.index(next(iter(dense)))
+    leading, inside = site.run[:first], site.run[first:]
+    closing = leading if start == "fit" else site.run
+    found: dict[str, Gate] = {}
+    for slot in closing:
+        original = get_slot(model, slot)
+        if slot in norms:
+            found[slot] = Blend(original, close_norm(original, norms[slot], axis))
+        elif slot in site.activations:
+            found[slot] = Blend(original, close_activation(original))
+    if start == "fit":
+        return found | _shortcut_gates(model, site, inside)
+    return found | _conv_gates(site, {slot: get_slot(model, slot) for slot in dense})
+
+
+def _dense(model: nn.Module, site: Site) -> dict[str, nn.Module]:
+    """Return the Linears or convolutions of the run of `site`."""
+    modules = {slot: unwrap(get_slot(model, slot)) for slot in site.run}
+    return {slot: module for slot, module in modules.items() if isinstance(module, nn.Linear | nn.Conv2d)}
+
+
+def _stand_in(site: Site) -> nn.Module:
+    """Build what is left of a branch or a block."""
+    if site.form is Form.ATTENTION_DROP:
+        return Zero(site.outputs)
+    if site.form is Form.BLOCK_DROP:
+        return Skip(site.outputs)
+    return _zeroed(nn.utils.skip_init(nn.Linear, site.channels, site.channels))
+
+
+def _shortcut_gates(model: nn.Module, site: Site, slots: Sequence[str]) -> dict[str, Gate]:
+    """Build the gates of a run that a fitted map is to replace; what lies inside another slot goes with it."""
+    dense = _dense(model, site)
+    maps = [read(module, device="meta") for module in dense.values()]
+    merged = merged_map(maps, [slot in site.cropped for slot in dense])
+    first, *later = (slot for slot in slots if not any(slot.startswith(f"{other}.") for other in slots))
+    shortcut = Shortcut(get_slot(model, first), _zeroed(empty(merged)))
+    bypasses = {slot: Bypass(get_slot(model, slot), shortcut if slot == later[-1] else None) for slot in later}
+    return {first: shortcut, **bypasses}
+
+
+def _zeroed(module: nn.Module) -> nn.Module:
+    # Zeros, not random numbers: gating is not to draw from the generator that orders the training data.
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def _conv_gates(site: Site, dense: Mapping[str, nn.Module]) -> dict[str, Gate]:
+    """Build the gates of the convolutions whose padding moves to the front, or whose outer taps close."""
+    convs = {slot: conv for slot, conv in dense.items() if isinstance(conv, nn.Conv2d)}
+    if not convs:
+        return {}
+    maps = {slot: read(conv, device="meta") for slot, conv in convs.items()}
+    closed, rings = move_padding([crop(map) if slot in site.cropped else map for slot, map in maps.items()])
+    nothing = (0,) * 4
+    found: dict[str, Gate] = {}
+    for index, (slot, conv) in enumerate(convs.items()):
+        own, at_end, is_cropped = maps[slot].padding, closed[index].padding, slot in site.cropped
+        between = own if is_cropped else nothing  # a kernel on its way to its centre pads as in the checkpoint
+        if index == 0:
+            between = tuple(map(sum, zip(between, at_end, strict=True)))
+        if any(rings[index]) or is_cropped or between != own:
+            found[slot] = ConvGate(conv, between, rings[index], is_cropped, at_end)
+    return found
