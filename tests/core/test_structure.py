@@ -10,6 +10,7 @@ from updp_hf.core.gate import Gate
 from updp_hf.core.graph import trace
 from updp_hf.core.plan import Plan
 from updp_hf.core.sites import Form, Refusal, Site
+from updp_hf.core.finder import find as find_in
 from updp_hf.core.structure import Structure
 from updp_hf.layout_updp import EndActivation, Skip, Zero, get_slot, set_slot
 
@@ -114,7 +115,7 @@ class Net(nn.Module):
 def find_all(model, tokens=N):
     """Return, by form, the sites of `model` and the reasons of its refusals by block."""
     structure = Structure(model, trace(model, {"x": torch.randn(1, tokens, C)}, is_registered))
-    results = {form: list(structure.find(form)) for form in Form}
+    results = {form: list(find_in(structure, form)) for form in Form}
     return {
         form: (
             [result for result in found if isinstance(result, Site)],
