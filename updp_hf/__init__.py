@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 from transformers import AutoConfig, AutoModelForImageClassification
 
-from updp_hf.calibration import calibrate_
+from updp_hf.calibration import calibrate_, recalibrate_batch_norms_
 from updp_hf.callback import UPDPCallback
 from updp_hf.configuration_updp import UPDPConfig
 from updp_hf.core.closable import register_closable
@@ -19,7 +19,7 @@ from updp_hf.metrics import Accuracy, TopKAccuracy, compute_accuracy
 from updp_hf.modeling_updp import UPDPForImageClassification
 from updp_hf.prune import prune
 from updp_hf.report import Report
-from updp_hf.surgery import find_sites, gate_
+from updp_hf.surgery import close_, find_sites, gate_
 from updp_hf.trainer import UPDPTrainer
 from updp_hf.training_args import UPDPTrainingArguments
 
@@ -36,12 +36,14 @@ __all__ = [
     "UPDPTrainer",
     "UPDPTrainingArguments",
     "calibrate_",
+    "close_",
     "compute_accuracy",
     "find_sites",
     "gate_",
     "merge",
     "prune",
     "ramp",
+    "recalibrate_batch_norms_",
     "register_closable",
 ]
 

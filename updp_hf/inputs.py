@@ -7,9 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 __all__ = ["base_model_of", "check_batches", "example_inputs_of", "image_shape_of", "logits_of", "model_inputs"]
+
+
+USUAL_SIZE = 224
+"""Height and width of the images that a transformers model is taken to be for if it does not tell."""
 
 
 def image_shape_of(model: nn.Module) -> tuple[int, int, int]:
@@ -18,15 +22,16 @@ def image_shape_of(model: nn.Module) -> tuple[int, int, int]:
     Raises:
         ValueError: neither the model nor its configuration tells.
     """
-    config = getattr(model, "config", None)
-    channels = getattr(config, "num_channels", None)
+    configs = [c for m in model.modules() if isinstance(c := getattr(m, "config", None), PreTrainedConfig)]
+    channels = next((c.num_channels for c in configs if getattr(c, "num_channels", None)), None)
     # timm keeps the size that a net was built for in its patch embedding, and that of its weights in a dict.
     known = [cfg for module in model.modules() if isinstance(cfg := getattr(module, "pretrained_cfg", None), Mapping)]
     shape = next((cfg["input_size"] for cfg in known if cfg.get("input_size")), None)
     channels = channels or (shape[0] if shape else None)
-    sizes = [getattr(config, "image_size", None)]
+    sizes = [getattr(config, "image_size", None) for config in configs]
     sizes += [getattr(module, "img_size", None) for module in model.modules()]
     sizes += [shape[1:]] if shape else []
+    sizes += [USUAL_SIZE] if configs else []
     for size in sizes:
         if isinstance(size, int):
             return (channels or 3, size, size)

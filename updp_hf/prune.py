@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from updp_hf.calibration import calibrate_
+from updp_hf.calibration import calibrate_, recalibrate_batch_norms_
 from updp_hf.core.plan import Plan
 from updp_hf.core.sites import Form
 from updp_hf.inputs import base_model_of, check_batches
@@ -25,20 +25,20 @@ def prune(
     calibration_batches: Iterable[Mapping[str, Any] | Tensor],
     num_blocks: int,
     *,
-    form: Form | str = Form.BRANCH_FIT,
+    form: Form | str = Form.MERGE_KEEP_NORM,
     selector: Selector | None = None,
 ) -> nn.Module:
-    """Return a merged copy of `model` with `num_blocks` branches replaced by what fits them best. Nothing is trained.
+    """Return a merged copy of `model` with `num_blocks` runs replaced by what fits them best. Nothing is trained.
 
-    The sites are fitted and closed in order of execution, so that each one corrects for those before it. The idea is
-    ours; UPDP trains.
+    The sites are fitted and closed in order of execution, so that each one corrects for those before it. Then all
+    BatchNorms that are left take their statistics from the images. The idea is ours; UPDP trains.
 
     Args:
         model: the checkpoint; it is left as it is.
         calibration_batches: some hundred images of the task, preprocessed, without labels: tensors of shape
             `(batch, channels, height, width)` or mappings that hold them under the model's input name.
         num_blocks: how many sites to close.
-        form: what closing leaves behind.
+        form: what closing leaves behind. `branch-fit` closes gated FFNs, too.
         selector: which sites to close; by default those that do least damage when closed alone.
 
     Raises:
@@ -59,4 +59,6 @@ def prune(
         for gate in site_gates(gated, site):
             gate.set_lambda_(1.0)
         logger.info("Closed %s.", site)
-    return merge(gated)
+    merged = merge(gated)
+    recalibrate_batch_norms_(merged, images)
+    return merged

@@ -11,7 +11,7 @@ from transformers.utils import logging
 from updp_hf.core.closable import is_registered
 from updp_hf.core.cost import count_parameters, macs_by_module
 from updp_hf.core.finder import find
-from updp_hf.core.gate import Blend, Gate, is_gated
+from updp_hf.core.gate import Blend, Gate, gates, is_gated
 from updp_hf.core.gating import build_gates
 from updp_hf.core.graph import stock_modules, trace
 from updp_hf.core.modes import open_gates
@@ -28,6 +28,7 @@ from updp_hf.layout_updp import (
 
 __all__ = [
     "FoundSites",
+    "close_",
     "find_sites",
     "gate_",
     "plan_of",
@@ -161,6 +162,16 @@ def set_lambdas_(model: nn.Module, lambdas: Mapping[str, float]) -> None:
         gate = model.get_submodule(path)
         assert isinstance(gate, Gate)
         gate.set_lambda_(value)
+
+
+def close_(model: nn.Module) -> None:
+    """Set λ = 1 in every gate of `model`.
+
+    A running average of a model that is being pruned (`timm.utils.ModelEmaV3`, `torch.optim.swa_utils.AveragedModel`)
+    averages λ as well, or leaves it where it was: close the average before it is evaluated or merged.
+    """
+    for _, gate in gates(model):
+        gate.set_lambda_(1.0)
 
 
 def _append_end_(model: nn.Module, block: str, plan: Plan) -> None:

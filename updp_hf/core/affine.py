@@ -153,12 +153,13 @@ def fold(maps: list[AffineMap]) -> AffineMap:
 def is_readable(module: nn.Module) -> bool:
     """Return whether `read` accepts `module`.
 
-    Linears and convolutions go by exact type: a subclass may compute its weight or hide something. That a BatchNorm does
-    nothing else, and that a scale multiplies, the graph has to show.
+    A subclass of Linear or of a convolution may compute its weight or pad at run time, so it must have their forward.
+    That a BatchNorm does nothing else, and that a scale multiplies, the graph has to show.
     """
-    if isinstance(module, nn.Conv1d | nn.Conv2d):
-        return type(module) in (nn.Conv1d, nn.Conv2d) and module.padding_mode == "zeros"
-    return type(module) is nn.Linear or isinstance(module, _BATCH_NORMS) or _is_scale(module)
+    if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
+        is_stock = type(module).forward in (nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward)
+        return is_stock and not nn.utils.parametrize.is_parametrized(module) and _pads_zeros(module)
+    return isinstance(module, _BATCH_NORMS) or _is_scale(module)
 
 
 def read(module: nn.Module, like: AffineMap | None = None, *, device: str = "cpu") -> AffineMap:
@@ -242,6 +243,10 @@ def write(map: AffineMap, like: nn.Module) -> nn.Linear | nn.Conv2d:
 
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, ChannelBatchNorm)
+
+
+def _pads_zeros(module: nn.Linear | nn.Conv1d | nn.Conv2d) -> bool:
+    return isinstance(module, nn.Linear) or module.padding_mode == "zeros"
 
 
 def _is_scale(module: nn.Module) -> bool:

@@ -112,11 +112,12 @@ def part_of(module: nn.Module, call: Call) -> Part | None:
     if is_registered(module):
         return Part(Role.ACTIVATION, None)
     targets = call.targets
-    if type(module) is nn.Linear:
-        return Part(Role.DENSE, -1) if targets == [torch.ops.aten.linear.default] else None
-    if type(module) is nn.Conv2d and affine.is_readable(module):
+    if isinstance(module, nn.Linear):
+        is_plain = targets == [torch.ops.aten.linear.default] and affine.is_readable(module)
+        return Part(Role.DENSE, -1) if is_plain else None
+    if isinstance(module, nn.Conv2d):
         is_plain = targets in ([torch.ops.aten.conv2d.default], [torch.ops.aten.conv2d.padding])
-        return Part(Role.DENSE, 1) if is_plain and len(call.shape) == 4 else None
+        return Part(Role.DENSE, 1) if is_plain and affine.is_readable(module) and len(call.shape) == 4 else None
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         # In three dimensions it acts on axis 1, and the Linears around it on the last one.
         is_plain = targets == [torch.ops.aten.batch_norm.default] and affine.is_readable(module)

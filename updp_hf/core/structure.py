@@ -6,13 +6,14 @@ from functools import cache
 import torch
 from torch import nn
 
-from updp_hf.core.closable import Part, Role, part_of, recalibrated_axis
+from updp_hf.core.closable import Part, Role, is_pointwise, part_of, recalibrated_axis
 from updp_hf.core.graph import Call, Graph, contracted, is_weighted, stock_modules
 from updp_hf.layout_updp import unwrap
 
 __all__ = ["Structure", "has_children"]
 
 _LISTS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
+_PADS = {torch.ops.aten.constant_pad_nd.default, torch.ops.aten.pad.default}
 MIN_PLAIN = 4
 """Convolutions or Linears that a list of leaves must have to be a plain network's body, not a stem or a head."""
 
@@ -116,24 +117,26 @@ class Structure:
         module = self.modules[call.path]
         # A BatchNorm with an activation inside computes its own operation and calls a child for the other.
         if not call.is_leaf and not isinstance(module, nn.modules.batchnorm._BatchNorm):
-            return
-        count = self.graph.call_counts[call.path]
-        twins = [path for path, other in self.modules.items() if other is module and path != call.path]
-        part = part_of(module, call)
-        reader = self.foreign_readers.get(call.path)
-        reason = ""
-        if part is None and call.inputs and any(True for _ in module.parameters()):
-            reason = f"({type(module).__name__}) is not affine in a way that is known"
-        elif part is not None and count > 1:
-            reason = f"is called {count} times"
-        elif part is not None and twins:
-            reason = f"is the same module as {twins[0]!r}"
-        elif part is not None and reader is not None:
-            reason = f"has its parameters read by {reader!r}"
-        elif part is not None:
-            self.parts[call] = part
+            reason = _why_not_crossed(call)
+        else:
+            reason = self._take_part(call, module)
         if reason:
             self.reasons.setdefault(self.block_of(call.path), []).append(f"{call.path!r} {reason}")
+
+    def _take_part(self, call: Call, module: nn.Module) -> str:
+        """Enter the part that `call` takes, or return why it takes none."""
+        part = part_of(module, call)
+        if part is None:
+            has_weights = call.inputs and any(True for _ in module.parameters())
+            return f"({type(module).__name__}) is not affine in a way that is known" if has_weights else ""
+        if (count := self.graph.call_counts[call.path]) > 1:
+            return f"is called {count} times"
+        if twins := [path for path, other in self.modules.items() if other is module and path != call.path]:
+            return f"is the same module as {twins[0]!r}"
+        if (reader := self.foreign_readers.get(call.path)) is not None:
+            return f"has its parameters read by {reader!r}"
+        self.parts[call] = part
+        return ""
 
     def is_norm(self, call: Call) -> bool:
         """Return whether `call` is that of a norm."""
@@ -143,6 +146,16 @@ class Structure:
 def has_children(module: nn.Module) -> bool:
     """Return whether there are modules in `module`."""
     return next(module.children(), None) is not None
+
+
+def _why_not_crossed(call: Call) -> str:
+    """Return why no run crosses an operation outside of leaf modules, "" if none would be expected to."""
+    node = call.operations[0]
+    if node.target in _PADS:
+        return "pads in its forward, by what may depend on the size of the image"
+    if len(node.all_input_nodes) == 1 and is_pointwise(node.target) and call.inputs and call.shape == call.inputs[0].shape:
+        return f"applies {node.target} without a module that could be exchanged"
+    return ""
 
 
 def _recalibrations(modules: Mapping[str, nn.Module], graph: Graph) -> list[str]:
