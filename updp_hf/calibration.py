@@ -130,7 +130,8 @@ class _Fit(NamedTuple):
         if isinstance(self.target, nn.Linear):
             found = [Moments.joint(x, y)]
         else:
-            parts = [_moments_of_patches(self.target, *part) for part in zip(x.split(IMAGES), y.split(IMAGES), strict=True)]
+            chunks = zip(x.split(IMAGES), y.split(IMAGES), strict=True)
+            parts = [_moments_of_patches(self.target, *chunk) for chunk in chunks]
             found = [sum(group[1:], group[0]) for group in zip(*parts, strict=True)]
         self.moments[:] = [a + b for a, b in zip(self.moments, found, strict=True)] if self.moments else found
 
@@ -144,8 +145,8 @@ class _Fit(NamedTuple):
 
 def _moments_of_patches(conv: nn.Conv2d, x: Tensor, y: Tensor) -> list[Moments]:
     """Sum over the patches of `x` that `conv` sees and the pixels of `y` that it is to give, for each of its groups."""
-    height, width = conv.kernel_size
-    patches = F.unfold(x, (height, width), conv.dilation, conv.padding, conv.stride).mT  # (batch, pixels, in * kernel)
+    assert isinstance(conv.padding, tuple)
+    patches = F.unfold(x, conv.kernel_size, conv.dilation, conv.padding, conv.stride).mT  # (batch, pixels, in * kernel)
     step = max(1, patches.shape[0] * patches.shape[1] // PATCHES)
     patches = patches.flatten(0, 1)[::step]
     wanted = y.flatten(2).mT.flatten(0, 1)[::step]

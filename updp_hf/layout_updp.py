@@ -229,7 +229,7 @@ def _check(model: nn.Module, path: Any, spec: Any) -> None:
         )
     fields = _FIELDS[kind]
     wrong = {name: spec.get(name) for name, is_valid in fields.items() if not is_valid(spec.get(name))}
-    if kind == "conv2d" and not wrong and (spec["in_channels"] % spec["groups"] or spec["out_channels"] % spec["groups"]):
+    if kind == "conv2d" and not wrong and any(spec[f"{side}_channels"] % spec["groups"] for side in ("in", "out")):
         wrong = {"groups": spec["groups"]}
     if wrong or set(spec) != {"kind", *fields}:
         raise ValueError(

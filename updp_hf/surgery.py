@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from updp_hf.core.closable import is_registered
-from updp_hf.core.cost import count_parameters, macs_by_module
+from updp_hf.core.cost import LatencyTable, count_parameters, macs_by_module
 from updp_hf.core.finder import find
 from updp_hf.core.gate import Blend, Gate, gates, is_gated
 from updp_hf.core.gating import build_gates
@@ -54,22 +54,38 @@ def find_sites(
     forms: Iterable[Form | str] = (Form.MERGE,),
     *,
     example_inputs: Mapping[str, Tensor] | None = None,
+    latencies: LatencyTable | None = None,
 ) -> FoundSites:
-    """Find what can be closed in `model`, gated or not.
+    """Find what can be closed in `model`, gated or not, and what that saves.
+
+    A chain of layers is split into runs that pay, by their MACs or, if `latencies` is given, by their latency on the
+    model's device. `Site.pays` tells those that make the model cheaper.
 
     Args:
         model: any module that `torch.export` understands.
         forms: what closing may leave behind. Sites of different forms overlap; a plan takes one of each place.
         example_inputs: keyword arguments of one forward on one image; made from the configuration by default.
+        latencies: what has been measured so far, maybe nothing; what is measured now is added to it.
 
     Raises:
         ExportError: the model cannot be exported.
         ValueError: the model is wrapped, or no example input can be made for it.
     """
+    return _find(model, forms, example_inputs, latencies)
+
+
+def _find(
+    model: nn.Module,
+    forms: Iterable[Form | str],
+    example_inputs: Mapping[str, Tensor] | None,
+    latencies: LatencyTable | None = None,
+    *,
+    every: bool = False,
+) -> FoundSites:
     _refuse_wrapped(model)
     inputs = example_inputs_of(model) if example_inputs is None else dict(example_inputs)
     structure = Structure(model, trace(model, inputs, is_registered))
-    found = [result for form in forms for result in find(structure, Form(form))]
+    found = [result for form in forms for result in find(structure, Form(form), latencies, every=every)]
     refused = [result for result in found if isinstance(result, Refusal)]
     sites = [result for result in found if isinstance(result, Site) and result.form.merges]
     contained = [result for result in found if isinstance(result, Site) and not result.form.merges]
@@ -85,18 +101,21 @@ def find_sites(
 
 
 def require_sites(
-    model: nn.Module, form: Form | str, example_inputs: Mapping[str, Tensor] | None = None
+    model: nn.Module,
+    form: Form | str,
+    example_inputs: Mapping[str, Tensor] | None = None,
+    latencies: LatencyTable | None = None,
 ) -> tuple[Site, ...]:
     """Return the sites of `model` of one form that pay: closing them makes the model cheaper.
 
     Raises:
         PlanError: there are none; the message tells what was looked for and where the search stopped.
     """
-    found = find_sites(model, [form], example_inputs=example_inputs)
+    found = find_sites(model, [form], example_inputs=example_inputs, latencies=latencies)
     sites = tuple(site for site in found.sites if site.pays)
     if not sites:
         where = [f"{refusal.block}: {refusal.reason}" for refusal in found.refused[:3]]
-        dearer = [f"{site.block}: closing it would cost {-site.macs_saved:,} MACs more" for site in found.sites[:3]]
+        dearer = [f"{site.block}: closing it would be dearer ({-site.macs_saved:+,} MACs)" for site in found.sites[:3]]
         raise PlanError(
             f"{type(model).__name__} has no site of the form {str(form)!r} that pays. "
             + ("; ".join(dearer + where) or "No repeated blocks with Linears or convolutions were found")
@@ -120,7 +139,7 @@ def gate_(model: nn.Module, plan: Plan, *, example_inputs: Mapping[str, Tensor] 
         if plan_of(model).digest() != plan.digest():
             raise PlanError("The model is already gated with another plan: gate a fresh copy of the checkpoint.")
         return
-    plan.check(find_sites(model, {site.form for site in plan.sites}, example_inputs=example_inputs).sites)
+    plan.check(_find(model, {site.form for site in plan.sites}, example_inputs, every=True).sites)
     ended = [block for block in plan.blocks if isinstance(get_slot(model, block), EndActivation)]
     if plan.end_activation is not None and ended:
         raise PlanError(

@@ -5,6 +5,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from transformers.utils import logging
 
 from updp_hf.calibration import calibrate_
 from updp_hf.callback import UPDPCallback
-from updp_hf.core.cost import count_macs
+from updp_hf.core.cost import LatencyTable, count_macs
 from updp_hf.core.gate import gates, is_gated
 from updp_hf.core.plan import Plan
 from updp_hf.core.policy import ramp
@@ -89,6 +90,7 @@ class UPDPTrainer(Trainer):
             )
         self.add_callback(self.callback)
         self.teacher = teacher
+        self._latencies: LatencyTable | None = None
         self._macs = count_macs(model, example_inputs_of(model))
 
     @property
@@ -134,7 +136,9 @@ class UPDPTrainer(Trainer):
             "uniform": lambda: uniform,
             "last": lambda: last,
         }
-        sites = require_sites(self.model, args.form)
+        if args.cost == "latency":
+            self._latencies = LatencyTable(args.per_device_eval_batch_size)
+        sites = require_sites(self.model, args.form, latencies=self._latencies)
         chosen = selectors[args.selector]()(sites, args.num_pruned_blocks or 0)
         start, end = args.start, args.end_activation
         plan = Plan(chosen, start, end, base_model=base_model_of(self.model))  # type: ignore[arg-type]
@@ -296,6 +300,7 @@ class UPDPTrainer(Trainer):
             merge_error=getattr(getattr(merged, "config", None), "merge_error", None),
             metrics_before=_metrics(opened[0]) if opened else {},
             metrics_after=_metrics(closed[-1]) if closed else {},
+            latencies=asdict(self._latencies) if self._latencies else {},
             arguments=changed_arguments(self.args),
             seed=self.args.seed,
         )

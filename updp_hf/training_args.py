@@ -33,6 +33,13 @@ class UPDPTrainingArguments(TrainingArguments):
         default=Form.MERGE.value,
         metadata={"help": "What pruning leaves of a block.", "choices": [form.value for form in Form]},
     )
+    cost: str = field(
+        default="macs",
+        metadata={
+            "help": "What merging has to save: MACs, or latency measured on this device at the evaluation batch size.",
+            "choices": ["macs", "latency"],
+        },
+    )
     start: str = field(
         default="inherit",
         metadata={
@@ -78,6 +85,7 @@ class UPDPTrainingArguments(TrainingArguments):
         for name, choices in (
             ("selector", SELECTORS),
             ("form", tuple(Form)),
+            ("cost", ("macs", "latency")),
             ("start", ("inherit", "fit")),
             ("end_activation", (None, *END_ACTIVATIONS)),
             ("distillation", ("none", "soft", "hard")),

@@ -72,7 +72,7 @@ _UNTAGGED = {  # pointwise, but torch does not tag them so
     torch.ops.aten.hardswish_.default,
     torch.ops.aten.log_sigmoid.default,
 }
-_POOLS = {  # operation -> position of its dimensions among the arguments, None for those that pool an image
+_POOLS: dict[Any, int | None] = {  # operation -> position of its dimensions among the arguments, None for those that pool an image
     torch.ops.aten.mean.dim: 1,
     torch.ops.aten.amax.default: 1,
     torch.ops.aten.linalg_vector_norm.default: 2,
@@ -210,4 +210,4 @@ def _pooled_axis(node: fx.Node) -> int | None:
     dims = node.args[place] if len(node.args) > place else None
     if not isinstance(dims, list | tuple):
         return None
-    return {(2, 3): 1, (1, 2): -1}.get(tuple(sorted(int(d) % 4 for d in dims)))  # type: ignore[call-overload,arg-type]
+    return {(2, 3): 1, (1, 2): -1}.get(tuple(sorted(int(d) % 4 for d in dims)))  # type: ignore[arg-type]

@@ -1,9 +1,11 @@
 """What a model costs: parameters, multiply-accumulates, latency."""
 
+import copy
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from updp_hf.core.modes import evaluation
 
-__all__ = ["count_macs", "count_parameters", "macs_by_module", "measure_latency"]
+__all__ = ["LatencyTable", "count_macs", "count_parameters", "macs_by_module", "measure_latency"]
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -75,6 +77,27 @@ def measure_latency(
                     if round_ >= warm_up:
                         times[name][index].append(seconds)
     return {name: [statistics.median(seconds) for seconds in by_input] for name, by_input in times.items()}
+
+
+@dataclass
+class LatencyTable:
+    """What modules take on the present device: median seconds of one forward, each shape of each kind measured once."""
+
+    batch_size: int = 1
+    rounds: int = 15
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def of(self, module: nn.Module, shape: Sequence[int]) -> float:
+        """Return the latency of `module`, of one tensor of `shape` with its batch axis replaced, in evaluation mode."""
+        like = next(module.parameters())
+        shape = (self.batch_size, *shape[1:])
+        kinds = "; ".join(repr(part).replace("\n", "") for part in module.modules() if not list(part.children()))
+        key = f"{kinds} at {shape}, {str(like.dtype).removeprefix('torch.')}, {like.device.type}"
+        if key not in self.seconds:
+            x = torch.zeros(shape, dtype=like.dtype, device=like.device)
+            timed = {"": copy.deepcopy(module).eval()}
+            self.seconds[key] = measure_latency(timed, [{"input": x}], rounds=self.rounds)[""][0]
+        return self.seconds[key]
 
 
 def _seconds(model: nn.Module, batch: Mapping[str, Tensor]) -> float:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 
 from updp_hf.core.branches import find_blocks, find_branches
+from updp_hf.core.cost import LatencyTable
 from updp_hf.core.runs import find_runs
 from updp_hf.core.sites import Form, Refusal, Site
 from updp_hf.core.structure import Structure
@@ -20,13 +21,15 @@ _LOOKED_FOR = {
 }
 
 
-def find(structure: Structure, form: Form) -> Iterator[Site | Refusal]:
-    """Yield, block by block, the sites of `form` or the reason why there is none."""
+def find(
+    structure: Structure, form: Form, latencies: LatencyTable | None = None, *, every: bool = False
+) -> Iterator[Site | Refusal]:
+    """Yield, block by block, the sites of `form` or the reason why there is none: see `find_runs`."""
     finder: Callable[[str], Iterable[Site]] = {
         Form.BRANCH_FIT: lambda block: find_branches(structure, block, form),
         Form.ATTENTION_DROP: lambda block: find_branches(structure, block, form),
         Form.BLOCK_DROP: lambda block: find_blocks(structure, block),
-    }.get(form, lambda block: find_runs(structure, block, form))
+    }.get(form, lambda block: find_runs(structure, block, form, latencies, every=every))
     for block in structure.blocks():
         sites = list(finder(block))
         if sites:

@@ -130,7 +130,7 @@ class Plan:
         """Return the SHA-256 of what the plan does to a model: equal for plans that prune alike."""
         kept = {k: v for k, v in self.to_dict().items() if k not in ("versions", "base_model", "revision")}
         for site in kept["sites"]:
-            del site["params_saved"], site["macs_saved"], site["tokens"]
+            del site["params_saved"], site["macs_saved"], site["seconds_saved"], site["tokens"]
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
     def check(self, found: Iterable[Site]) -> None:
@@ -142,7 +142,7 @@ class Plan:
         sites = list(found)
         for site in self.sites:
             if site not in sites:
-                names = [str(s) for s in sites if s.form is site.form]
+                names = list(dict.fromkeys(str(s) for s in sites if s.form is site.form))
                 shown = ", ".join(names[:3]) + (f" … {names[-1]}" if len(names) > 3 else "") or f"none of {site.form}"
                 raise PlanError(
                     f"The plan names {site} with the slots {', '.join(site.run)}, but this model has the sites "

@@ -6,13 +6,14 @@ the merge needs.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from typing import NamedTuple
+
+from torch import nn
 
 from updp_hf.core import affine
 from updp_hf.core.affine import AffineMap
 from updp_hf.core.closable import Role
-from updp_hf.core.cost import count_parameters
+from updp_hf.core.cost import LatencyTable, count_parameters
 from updp_hf.core.graph import Call
 from updp_hf.core.kernels import can_crop, crop, largest, move_padding
 from updp_hf.core.sites import Form, Site
@@ -28,12 +29,19 @@ _CLOSES_TO_BATCH_NORM = {Role.NORM, Role.RECALIBRATION}
 
 
 class _Segment(NamedTuple):
-    """Part of a chain that could be one map, and what that would cost."""
+    """Part of a chain that could be one map, and what that would save."""
 
     dense: tuple[int, ...]  # positions in the chain
     cropped: tuple[int, ...]
+    closed: int  # non-linearities
     merged: AffineMap  # without values
     macs_saved: int
+    seconds_saved: float | None
+
+    @property
+    def saved(self) -> float:
+        """What counts: latency where it was measured, else MACs."""
+        return self.macs_saved if self.seconds_saved is None else self.seconds_saved
 
 
 def merged_map(maps: Sequence[AffineMap], cropped: Sequence[bool]) -> AffineMap:
@@ -43,10 +51,21 @@ def merged_map(maps: Sequence[AffineMap], cropped: Sequence[bool]) -> AffineMap:
     return affine.fold(moved)
 
 
-def find_runs(structure: Structure, block: str, form: Form) -> Iterator[Site]:
-    """Yield the runs in `block` that pay, and of a chain without such the one that comes nearest to it."""
+def find_runs(
+    structure: Structure, block: str, form: Form, latencies: LatencyTable | None = None, *, every: bool = False
+) -> Iterator[Site]:
+    """Yield the runs in `block` that pay, and of a chain without such the one that comes nearest to it.
+
+    Args:
+        structure: of the model.
+        block: path of the block.
+        form: one of those that merge.
+        latencies: where latencies are measured, so that they count and not MACs.
+        every: yield whatever could be merged, paying or not, overlapping or not.
+    """
     for chain in _chains(structure, block):
-        for segment in _segments(structure, chain, form):
+        candidates = _candidates(structure, chain, form, latencies)
+        for segment in candidates if every else _disjoint(candidates):
             yield _site(structure, block, form, chain, segment)
 
 
@@ -69,47 +88,55 @@ def _feeds_only_the_next(structure: Structure, call: Call, calls: set[Call]) -> 
     return len(axes - {None}) < 2
 
 
-def _segments(structure: Structure, chain: list[Call], form: Form) -> Iterator[_Segment]:
-    """Choose from the left the shortest segments that pay; where none does, the one that costs least more."""
+def _candidates(structure: Structure, chain: list[Call], form: Form, latencies: LatencyTable | None) -> list[_Segment]:
+    """Return, from the left and the shorter first, the ways to merge each stretch of `chain`."""
     roles = [structure.parts[call].role for call in chain]
     dense = [i for i, role in enumerate(roles) if role is Role.DENSE]
-    start, dearest = 0, []
-    has_found = False
-    while start < len(dense) - 1:
-        found = None
-        for length in range(2, MAX_DENSE + 1):
-            inside = dense[start : start + length]
-            if len(inside) < length or not _NON_LINEAR & set(roles[inside[0] : inside[-1]]):
-                continue
-            segment = _cheapest(structure, chain, inside, form)
-            if segment is not None and segment.macs_saved > 0:
-                found = segment
-                break
-            dearest += [segment] if segment is not None else []
-        if found is not None:
-            has_found = True
-            yield found
-        start += len(found.dense) if found is not None else 1
-    if dearest and not has_found:
-        yield max(dearest, key=lambda segment: segment.macs_saved)
+    stretches = [dense[i : i + n] for i in range(len(dense)) for n in range(2, min(MAX_DENSE, len(dense) - i) + 1)]
+    found = []
+    for stretch in stretches:
+        closed = sum(role in _NON_LINEAR for role in roles[stretch[0] : stretch[-1]])
+        if closed:
+            found += _ways(structure, chain, stretch, form, latencies, closed)
+    return found
 
 
-def _cheapest(structure: Structure, chain: list[Call], dense: list[int], form: Form) -> _Segment | None:
-    """Return the cheaper one of the segment with whole kernels and with cropped ones; None if it is not writable."""
+def _disjoint(candidates: list[_Segment]) -> list[_Segment]:
+    """Choose what saves most for each non-linearity that closes; where nothing pays, what comes nearest to it."""
+    ranked = sorted(candidates, key=lambda segment: -segment.saved / segment.closed)  # among equals as they came
+    chosen: list[_Segment] = []
+    for segment in ranked:
+        if segment.saved > 0 and not any(set(segment.dense) & set(other.dense) for other in chosen):
+            chosen.append(segment)
+    return sorted(chosen, key=lambda segment: segment.dense) or ranked[:1]
+
+
+def _ways(
+    structure: Structure, chain: list[Call], dense: list[int], form: Form, latencies: LatencyTable | None, closed: int
+) -> list[_Segment]:
+    """Return the segment with whole kernels and, where there is something to crop, with cropped ones."""
     maps = [affine.read(structure.modules[chain[i].path], device="meta") for i in dense]
     choices = [[False] * len(maps)]
     if form is not Form.MERGE_WHOLE_KERNELS:
         kept = largest(maps)
-        choices.append([i != kept and can_crop(map) for i, map in enumerate(maps)])
-    inside = chain[dense[0] : dense[-1] + 1]
-    spent = sum(call.macs for call in inside)
-    found = None
-    for cropped in choices:
-        merged = merged_map(maps, cropped)
-        macs_saved = spent - _positions(chain[dense[-1]], merged) * merged.weight.numel()
-        if affine.is_writable(merged) and (found is None or macs_saved > found.macs_saved):
-            chosen = tuple(i for i, is_cropped in zip(dense, cropped, strict=True) if is_cropped)
-            found = _Segment(tuple(dense), chosen, merged, macs_saved)
+        cropped = [i != kept and can_crop(map) for i, map in enumerate(maps)]
+        choices += [cropped] if any(cropped) else []
+    calls = chain[dense[0] : dense[-1] + 1]
+    found = []
+    for choice in choices:
+        merged = merged_map(maps, choice)
+        if affine.is_writable(merged):
+            macs = sum(call.macs for call in calls) - _positions(calls[-1], merged) * merged.weight.numel()
+            seconds = None
+            if latencies is not None:
+                shape = calls[0].inputs[0].shape or ()
+                before = nn.Sequential(*(structure.modules[path] for path in structure.outermost(calls)))
+                after = affine.empty(merged).to(next(before.parameters()))
+                for parameter in after.parameters():
+                    nn.init.zeros_(parameter)  # what memory holds by chance may be slow to multiply
+                seconds = latencies.of(before, shape) - latencies.of(after, shape)
+            positions = tuple(i for i, is_cropped in zip(dense, choice, strict=True) if is_cropped)
+            found.append(_Segment(tuple(dense), positions, closed, merged, macs, seconds))
     return found
 
 
@@ -138,6 +165,7 @@ def _site(structure: Structure, block: str, form: Form, chain: list[Call], segme
         - merged.weight.numel()
         - merged.bias.numel(),
         macs_saved=segment.macs_saved,
+        seconds_saved=segment.seconds_saved,
     )
     channels, axis = structure.channels_behind(run[-1], parts[segment.dense[-1]].axis or -1, block)
     return replace(site, channels=channels, channel_axis=axis)

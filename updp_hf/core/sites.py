@@ -47,11 +47,12 @@ class Site:
     tokens: int = field(default=0, compare=False)  # positions per image at which the site returns something
     params_saved: int = field(default=0, compare=False)
     macs_saved: int = field(default=0, compare=False)  # multiply-accumulates per image
+    seconds_saved: float | None = field(default=None, compare=False)  # of latency, where that was measured
 
     @property
     def pays(self) -> bool:
         """Whether closing the site makes the model cheaper; one that does not is taken by explicit plans only."""
-        return self.macs_saved > 0
+        return (self.macs_saved if self.seconds_saved is None else self.seconds_saved) > 0
 
     def __str__(self) -> str:
         return f"{self.block} ({self.form})"

@@ -1,4 +1,4 @@
-"""What a graph says of a model: which call can take which part in a run, where the blocks are, and why not elsewhere."""
+"""What a graph says of a model: which call can take part in a run, where the blocks are, and why not elsewhere."""
 
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -89,7 +89,7 @@ class Structure:
         return [path for path in paths if not any(path.startswith(f"{other}.") for other in paths)]
 
     def channels_behind(self, call: Call, axis: int, block: str) -> tuple[int, int]:
-        """Return how many channels `block` returns and on which axis, followed from `call` with the channels on `axis`."""
+        """Return how many channels `block` returns and on which axis, following `call`, which has them on `axis`."""
         shape = call.shape or (0,)
         while True:
             users = [user for user in call.users if user.path == block or user.path.startswith(f"{block}.")]
@@ -153,7 +153,8 @@ def _why_not_crossed(call: Call) -> str:
     node = call.operations[0]
     if node.target in _PADS:
         return "pads in its forward, by what may depend on the size of the image"
-    if len(node.all_input_nodes) == 1 and is_pointwise(node.target) and call.inputs and call.shape == call.inputs[0].shape:
+    keeps_shape = [call.shape] == [source.shape for source in call.inputs]
+    if len(node.all_input_nodes) == 1 and is_pointwise(node.target) and keeps_shape:
         return f"applies {node.target} without a module that could be exchanged"
     return ""
 
@@ -180,4 +181,3 @@ def _single_source(graph: Graph, path: str, calls: list[Call]) -> Call | None:
         return None
     source = sources.pop()
     return source if source.shape is not None and source.shape == results[0].shape else None
-
