@@ -72,7 +72,7 @@ _UNTAGGED = {  # pointwise, but torch does not tag them so
     torch.ops.aten.hardswish_.default,
     torch.ops.aten.log_sigmoid.default,
 }
-_POOLS: dict[Any, int | None] = {  # operation -> position of its dimensions among the arguments, None for those that pool an image
+_POOLS: dict[Any, int | None] = {  # operation -> position of its dimensions, None for those that pool an image
     torch.ops.aten.mean.dim: 1,
     torch.ops.aten.amax.default: 1,
     torch.ops.aten.linalg_vector_norm.default: 2,
