@@ -79,7 +79,9 @@ class UPDPForImageClassification(PreTrainedModel):
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
         """Save like any transformers model, under the names that the modules have today."""
-        super().save_pretrained(save_directory, **{"save_original_format": False, **kwargs})
+        state = kwargs.pop("state_dict", None) or self.state_dict()
+        kwargs = {"save_original_format": False, "state_dict": _without_sharing(state), **kwargs}
+        super().save_pretrained(save_directory, **kwargs)
 
     def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
         self.base._set_gradient_checkpointing(*args, **kwargs)
@@ -92,6 +94,17 @@ class UPDPForImageClassification(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         self.base._init_weights(module)
+
+
+def _without_sharing(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return `state` with a copy for every further name of a tensor: a file of safetensors holds each name's own."""
+    seen: set[tuple[int, torch.Size]] = set()
+    own = {}
+    for name, tensor in state.items():
+        key = (tensor.data_ptr(), tensor.shape)
+        own[name] = tensor.clone() if key in seen and tensor.numel() else tensor
+        seen.add(key)
+    return own
 
 
 def build_base(config: UPDPConfig) -> PreTrainedModel:

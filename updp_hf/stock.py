@@ -19,6 +19,9 @@ def without_blocks(model: PreTrainedModel, blocks: Iterable[str]) -> PreTrainedM
     Whether it computes the same as skipping the blocks is for the caller to compare: in some architectures what a
     block does depends on its number.
     """
+    blocks = list(blocks)
+    if not all(block.rpartition(".")[2].isdigit() for block in blocks):
+        return None
     dropped = {_split(block) for block in blocks}
     lists = _block_lists(model, {parent for parent, _ in dropped})
     kept = {parent: [i for i in range(length) if (parent, i) not in dropped] for parent, length in lists.items()}

@@ -30,7 +30,12 @@ def find(
         Form.ATTENTION_DROP: lambda block: find_branches(structure, block, form),
         Form.BLOCK_DROP: lambda block: find_blocks(structure, block),
     }.get(form, lambda block: find_runs(structure, block, form, latencies, every=every))
-    for block in structure.blocks():
+    blocks = structure.blocks()
+    if form is Form.BLOCK_DROP:
+        whole = [block for block in blocks if list(finder(block))]
+        # A block goes with the block around it.
+        blocks = [block for block in blocks if not any(block.startswith(f"{outer}.") for outer in whole)]
+    for block in blocks:
         sites = list(finder(block))
         if sites:
             yield from sites
