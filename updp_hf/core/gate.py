@@ -98,6 +98,9 @@ class Blend(Gate):
     def __init__(self, original: nn.Module, pruned: nn.Module):
         super().__init__(original)
         self.pruned = self._adopt(pruned)
+        for module in original.modules():
+            if getattr(module, "inplace", False):
+                module.inplace = False  # the other side reads the same input
 
     def forward_between(self, *args: Any, **kwargs: Any) -> Any:
         original, pruned = self.original(*args, **kwargs), self.pruned(*args, **kwargs)
