@@ -1,8 +1,8 @@
 """What a module is to a run: an affine map, a non-linearity that can be closed, or neither.
 
-Roles are read off the exported operations, not off class names: an activation is any module without parameters that
-computes pointwise operations only, so GELU, QuickGELU and a user's own are found alike; a module that multiplies its
-input by what it made of the pooled input is squeeze-excite or one of its many kin.
+Roles are read off the exported operations, not off class names: an activation is any module that computes pointwise
+operations only, so GELU, StarReLU and a user's own are found alike; a module that multiplies its input by what it made
+of the pooled input is squeeze-excite or one of its many kin.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,6 +20,7 @@ __all__ = [
     "Closing",
     "Part",
     "Role",
+    "bends",
     "close_activation",
     "close_norm",
     "is_pointwise",
@@ -67,6 +68,15 @@ _RESHAPES = {
     torch.ops.aten.expand_as.default,
 }
 _MULTIPLICATIONS = {torch.ops.aten.mul.Tensor, torch.ops.aten.mul_.Tensor}
+_ARITHMETIC = {
+    *_MULTIPLICATIONS,
+    torch.ops.aten.add.Tensor,
+    torch.ops.aten.add_.Tensor,
+    torch.ops.aten.sub.Tensor,
+    torch.ops.aten.div.Tensor,
+    torch.ops.aten.neg.default,
+    torch.ops.aten.addcmul.default,
+}
 _UNTAGGED = {  # pointwise, but torch does not tag them so
     torch.ops.aten.hardswish.default,
     torch.ops.aten.hardswish_.default,
@@ -105,6 +115,13 @@ def is_pointwise(target: Any) -> bool:
     return target in _UNTAGGED or torch.Tag.pointwise in getattr(target, "tags", ())
 
 
+def bends(calls: Sequence[Call]) -> bool:
+    """Return whether `calls` map each element by itself, by more than scaling and shifting it."""
+    targets = [target for call in calls for target in call.targets]
+    is_elementwise = all(is_pointwise(target) or target in _RESHAPES for target in targets)
+    return is_elementwise and any(target not in _ARITHMETIC | _RESHAPES for target in targets)
+
+
 def part_of(module: nn.Module, call: Call) -> Part | None:
     """Return the part that `module`, whose one call is `call`, can take in a run, or None if it ends every run."""
     if len(call.inputs) != 1 or call.shape is None:
@@ -129,7 +146,7 @@ def part_of(module: nn.Module, call: Call) -> Part | None:
     if affine.is_readable(module):
         return Part(Role.DIAGONAL, axis) if (axis := _scaled_axis(call)) is not None else None
     has_tensors = any(True for _ in (*module.parameters(), *module.buffers()))
-    if not has_tensors and all(is_pointwise(target) for target in targets):
+    if bends([call]) or (not has_tensors and all(is_pointwise(target) for target in targets)):
         return Part(Role.ACTIVATION, None)
     if (axis := recalibrated_axis([call])) is not None:
         return Part(Role.RECALIBRATION, axis)

@@ -100,7 +100,7 @@ class Blend(Gate):
         self.pruned = self._adopt(pruned)
         for module in original.modules():
             if getattr(module, "inplace", False):
-                module.inplace = False  # the other side reads the same input
+                module.inplace = False  # type: ignore[assignment]  # the other side reads the same input
 
     def forward_between(self, *args: Any, **kwargs: Any) -> Any:
         original, pruned = self.original(*args, **kwargs), self.pruned(*args, **kwargs)

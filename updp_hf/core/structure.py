@@ -6,7 +6,7 @@ from functools import cache
 import torch
 from torch import nn
 
-from updp_hf.core.closable import Part, Role, is_pointwise, part_of, recalibrated_axis
+from updp_hf.core.closable import Part, Role, bends, is_pointwise, part_of, recalibrated_axis
 from updp_hf.core.graph import Call, Graph, contracted, is_weighted, stock_modules
 from updp_hf.layout_updp import unwrap
 
@@ -24,12 +24,12 @@ class Structure:
     def __init__(self, model: nn.Module, graph: Graph):
         stock = stock_modules(model)
         self.modules: Mapping[str, nn.Module] = dict(stock.values())  # by their stock path
-        recalibrations = _recalibrations(self.modules, graph)
-        self.graph = contracted(graph, recalibrations)
+        units = _units(self.modules, graph)
+        self.graph = contracted(graph, units)
         self._weighted = [
             call
             for call in self.graph.calls
-            if call.path not in recalibrations and any(is_weighted(node) for node in call.operations)
+            if call.path not in units and any(is_weighted(node) for node in call.operations)
         ]
         self.block_of = cache(self._block_of)  # asked for every path and every block
         self.parts: dict[Call, Part] = {}  # in order of execution
@@ -159,14 +159,17 @@ def _why_not_crossed(call: Call) -> str:
     return ""
 
 
-def _recalibrations(modules: Mapping[str, nn.Module], graph: Graph) -> list[str]:
-    """Return the outermost modules that recalibrate channels: squeeze-excite and its kin."""
+def _units(modules: Mapping[str, nn.Module], graph: Graph) -> list[str]:
+    """Return the outermost modules with children that close as one: squeeze-excite and its kin, some activations."""
     found: list[str] = []
     for path, module in modules.items():
         if not path or not has_children(module) or any(path.startswith(f"{outer}.") for outer in found):
             continue
         calls = graph.within(path)
-        if _single_source(graph, path, calls) is not None and recalibrated_axis(calls) is not None:
+        if _single_source(graph, path, calls) is None:
+            continue
+        computes_itself = any(call.path == path for call in calls)
+        if recalibrated_axis(calls) is not None or (computes_itself and bends(calls)):
             found.append(path)
     return found
 
