@@ -12,13 +12,17 @@ from torch import Tensor, nn
 __all__ = [
     "ChannelBatchNorm",
     "EndActivation",
+    "Mark",
     "Skip",
+    "UnlessMarked",
     "Zero",
     "apply_layout_",
     "batch_norm",
     "first_tensor",
     "get_slot",
     "layout_of",
+    "let_marked_pass_",
+    "marked",
     "set_slot",
 ]
 
@@ -95,6 +99,42 @@ class EndActivation(nn.Module):
         return (self.end(output[0]), *output[1:])
 
 
+class Mark(nn.Module):
+    """Return the input, marked: the activation that comes next, an `UnlessMarked`, lets it pass.
+
+    A block may call one activation several times, of which one is pruned. The mark travels with the value, so that the
+    activation needs no memory of its calls, and calls of several threads do not meet.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return marked(x, self)
+
+
+class UnlessMarked(nn.Module):
+    """An activation that lets through what `Mark` has marked."""
+
+    stock_child = "activation"
+
+    def __init__(self, activation: nn.Module):
+        super().__init__()
+        self.activation = activation
+        self.training = activation.training
+
+    def forward(self, x: Tensor) -> Tensor:
+        mark = getattr(x, "_updp_mark", None)
+        if mark is None:
+            activated: Tensor = self.activation(x)
+            return activated
+        marked(x, None)  # `x` may be changed in place and come again
+        return x if isinstance(mark, Mark) else mark.blend(self.activation, x)
+
+
+def marked(x: Tensor, mark: nn.Module | None) -> Tensor:
+    """Mark `x` itself, or take the mark away."""
+    x._updp_mark = mark  # type: ignore[attr-defined]
+    return x
+
+
 def batch_norm(channels: int, eps: float, channel_axis: int) -> nn.BatchNorm2d | ChannelBatchNorm:
     """Build a BatchNorm for `(batch, channels, height, width)` if `channel_axis` is 1, else over the last axis."""
     return nn.BatchNorm2d(channels, eps) if channel_axis == 1 else ChannelBatchNorm(channels, eps)
@@ -103,6 +143,16 @@ def batch_norm(channels: int, eps: float, channel_axis: int) -> nn.BatchNorm2d |
 def batch_norm_and_activation(channels: int, eps: float, channel_axis: int, activation: str) -> nn.Sequential:
     """Build what `EndActivation` puts behind a block."""
     return nn.Sequential(batch_norm(channels, eps, channel_axis), END_ACTIVATIONS[activation]())
+
+
+def let_marked_pass_(model: nn.Module, path: str) -> None:
+    """Wrap the activation in the slot `path` into an `UnlessMarked`, if it is not yet."""
+    activation = get_slot(model, path)
+    if not isinstance(activation, UnlessMarked):
+        for part in activation.modules():
+            if getattr(part, "inplace", False):
+                part.inplace = False  # type: ignore[assignment]  # what is marked has to stay as it is
+        set_slot(model, path, UnlessMarked(activation))
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -153,7 +203,9 @@ def apply_layout_(model: nn.Module, layout: Mapping[str, Mapping[str, Any]]) -> 
             )
     wrapped = [path for path, spec in layout.items() if spec["kind"] == "end"]
     for path, spec in layout.items():
-        if path not in wrapped:
+        if spec["kind"] == "unless_marked":
+            let_marked_pass_(model, path)
+        elif path not in wrapped:
             set_slot(model, path, _build(spec))
     for path in wrapped:
         spec = layout[path]
@@ -171,6 +223,8 @@ def _build(spec: Mapping[str, Any]) -> nn.Module:
             return Zero(spec["outputs"])
         case "skip":
             return Skip(spec["outputs"])
+        case "mark":
+            return Mark()
         case _:
             return nn.Identity()
 
@@ -185,6 +239,8 @@ def layout_of(module: nn.Linear | nn.Conv2d) -> dict[str, Any]:
 
 _FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {
     "identity": {},
+    "mark": {},
+    "unless_marked": {},
     "linear": {
         "in_features": lambda n: _is_count(n, MAX_FEATURES),
         "out_features": lambda n: _is_count(n, MAX_FEATURES),

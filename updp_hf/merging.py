@@ -15,7 +15,7 @@ from updp_hf.core.modes import evaluation
 from updp_hf.core.plan import Plan
 from updp_hf.core.sites import Form, Site
 from updp_hf.inputs import example_inputs_of, logits_of
-from updp_hf.layout_updp import EndActivation, Skip, Zero, get_slot, layout_of, set_slot
+from updp_hf.layout_updp import EndActivation, Mark, Skip, Zero, get_slot, layout_of, set_slot
 from updp_hf.modeling_updp import UPDPForImageClassification, with_layout
 from updp_hf.stock import without_blocks
 from updp_hf.surgery import END_EPS, plan_of
@@ -110,9 +110,11 @@ def _merge_site_(merged: nn.Module, site: Site) -> dict[str, dict[str, Any]]:
     like = affine.read(modules[home])
     maps = [affine.read(module, like) for module in modules.values() if not isinstance(module, nn.Identity)]
     result = affine.write(affine.fold(maps), like=modules[home])
+    layout = {slot: {"kind": "mark"} if slot in site.marked else identity for slot in slots}
     for slot in slots:
-        set_slot(merged, slot, result if slot == home else nn.Identity())
-    return {slot: layout_of(result) if slot == home else identity for slot in slots}
+        set_slot(merged, slot, Mark() if slot in site.marked else nn.Identity())
+    set_slot(merged, home, result)
+    return {**layout, home: layout_of(result), **{slot: {"kind": "unless_marked"} for slot in site.shared}}
 
 
 def _closed(module: nn.Module) -> nn.Module:

@@ -23,6 +23,7 @@ from updp_hf.layout_updp import (
     EndActivation,
     batch_norm_and_activation,
     get_slot,
+    let_marked_pass_,
     set_slot,
 )
 
@@ -152,6 +153,8 @@ def gate_(model: nn.Module, plan: Plan, *, example_inputs: Mapping[str, Tensor] 
             logger.warning("Closing %s makes the model dearer by %d MACs.", site, -site.macs_saved)
         for slot, gate in build_gates(model, site, plan.start).items():
             set_slot(model, slot, gate.to(device))
+        for slot in site.shared:
+            let_marked_pass_(model, slot)
     if plan.end_activation is not None:
         for block in plan.blocks:
             _append_end_(model, block, plan)

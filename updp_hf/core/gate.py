@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-__all__ = ["Blend", "Bypass", "ConvGate", "Gate", "Shortcut", "gates", "is_gated"]
+from updp_hf.layout_updp import marked
+
+__all__ = ["Blend", "Bypass", "ConvGate", "Gate", "MarkGate", "Shortcut", "gates", "is_gated"]
 
 
 class Gate(nn.Module):
@@ -115,6 +117,23 @@ class Blend(Gate):
         return self.pruned
 
 
+class MarkGate(Gate):
+    """A BatchNorm before a call of an activation that is called elsewhere, too: it tells `UnlessMarked` what to do."""
+
+    def forward_between(self, x: Tensor) -> Tensor:
+        return marked(self.original(x), self)
+
+    def forward_closed(self, x: Tensor) -> Tensor:
+        return marked(self.original(x), self)
+
+    def blend(self, activation: nn.Module, x: Tensor) -> Tensor:
+        """Compute what the activation is to return for the marked `x`."""
+        return x if self.stage == 1.0 else self._lerp(activation(x), x)
+
+    def closed(self) -> nn.Module:
+        return self.original
+
+
 class ConvGate(Gate):
     """A convolution of a run whose padding moves to the front of the run, or whose outer taps go to zero.
 
@@ -219,11 +238,15 @@ class Shortcut(Gate):
 
 
 class Bypass(Gate):
-    """A later slot of a run for which one fitted map is to stand; the last one has the run's `Shortcut`."""
+    """A later slot of a run for which one fitted map is to stand; the last one has the run's `Shortcut`.
 
-    def __init__(self, original: nn.Module, shortcut: Shortcut | None = None):
+    One that `marks` stands before a call of an activation that is called elsewhere, too.
+    """
+
+    def __init__(self, original: nn.Module, shortcut: Shortcut | None = None, *, marks: bool = False):
         super().__init__(original)
         self._shortcut = (shortcut,)  # in a tuple, for it is no part of this slot
+        self.marks = marks
 
     def forward_between(self, x: Tensor) -> Tensor:
         output: Tensor = self.original(x)
@@ -235,6 +258,10 @@ class Bypass(Gate):
         return self._lerp(output, ahead)
 
     def forward_closed(self, x: Tensor) -> Tensor:
+        return marked(x, self) if self.marks else x
+
+    def blend(self, activation: nn.Module, x: Tensor) -> Tensor:
+        """Let the marked `x` pass the activation: it is marked at λ = 1 only."""
         return x
 
     def closed(self) -> nn.Module:

@@ -6,7 +6,7 @@ from torch import nn
 
 from updp_hf.core.affine import empty, read
 from updp_hf.core.closable import close_activation, close_norm
-from updp_hf.core.gate import Blend, Bypass, ConvGate, Gate, Shortcut
+from updp_hf.core.gate import Blend, Bypass, ConvGate, Gate, MarkGate, Shortcut
 from updp_hf.core.kernels import crop, move_padding
 from updp_hf.core.runs import merged_map
 from updp_hf.core.sites import Form, Site
@@ -33,6 +33,8 @@ def build_gates(model: nn.Module, site: Site, start: str) -> dict[str, Gate]:
             found[slot] = Blend(original, close_norm(original, norms[slot], axis))
         elif slot in site.activations:
             found[slot] = Blend(original, close_activation(original))
+        elif slot in site.marked:
+            found[slot] = MarkGate(original)
     if start == "fit":
         return found | _shortcut_gates(model, site, inside)
     return found | _conv_gates(site, {slot: get_slot(model, slot) for slot in dense})
@@ -60,8 +62,11 @@ def _shortcut_gates(model: nn.Module, site: Site, slots: Sequence[str]) -> dict[
     merged = merged_map(maps, [slot in site.cropped for slot in dense])
     first, *later = (slot for slot in slots if not any(slot.startswith(f"{other}.") for other in slots))
     shortcut = Shortcut(get_slot(model, first), _zeroed(empty(merged)))
-    bypasses = {slot: Bypass(get_slot(model, slot), shortcut if slot == later[-1] else None) for slot in later}
-    return {first: shortcut, **bypasses}
+    found: dict[str, Gate] = {first: shortcut}
+    for slot in later:
+        last = shortcut if slot == later[-1] else None
+        found[slot] = Bypass(get_slot(model, slot), last, marks=slot in site.marked)
+    return found
 
 
 def _zeroed(module: nn.Module) -> nn.Module:

@@ -14,7 +14,7 @@ from updp_hf.layout_updp import END_ACTIVATIONS
 __all__ = ["Plan", "PlanError", "library_versions"]
 
 FORMAT_VERSION = 1
-_TUPLES = ("run", "activations", "norms", "norm_channels", "cropped")
+_TUPLES = ("run", "activations", "norms", "norm_channels", "shared", "marked", "cropped")
 _LIBRARIES = ("updp-hf", "torch", "transformers", "timm")
 
 

@@ -149,7 +149,9 @@ def _site(structure: Structure, block: str, form: Form, chain: list[Call], segme
         begin -= 1
     while end < len(chain) and parts[end].role in outer and not structure.has_live_children(chain[end]):
         end += 1
-    run = chain[begin:end]
+    calls = chain[begin:end]
+    shared = [call for call in calls if structure.is_shared(call)]
+    run = [call for call in calls if call not in shared]
     norms = [call for call in run if structure.parts[call].role in _CLOSES_TO_BATCH_NORM]
     merged, last = segment.merged, chain[segment.dense[-1]]
     site = Site(
@@ -159,6 +161,8 @@ def _site(structure: Structure, block: str, form: Form, chain: list[Call], segme
         activations=tuple(call.path for call in run if structure.parts[call].role is Role.ACTIVATION),
         norms=tuple(call.path for call in norms),
         norm_channels=tuple((call.shape or ())[structure.parts[call].axis or -1] for call in norms),
+        shared=tuple(dict.fromkeys(call.path for call in shared)),
+        marked=tuple(call.inputs[0].path for call in shared),
         cropped=tuple(chain[i].path for i in segment.cropped),
         tokens=_positions(last, merged),
         params_saved=sum(count_parameters(structure.modules[path]) for path in structure.outermost(run))

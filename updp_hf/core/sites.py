@@ -39,6 +39,8 @@ class Site:
     activations: tuple[str, ...] = ()  # those of `run` that close to the identity
     norms: tuple[str, ...] = ()  # those of `run` that close to a BatchNorm
     norm_channels: tuple[int, ...] = ()  # of each of `norms`
+    shared: tuple[str, ...] = ()  # activations that close at one of their calls, and are called elsewhere
+    marked: tuple[str, ...] = ()  # those of `run` that tell `shared` ones to
     cropped: tuple[str, ...] = ()  # those of `run` that are cropped to their centre tap
     container: str | None = None  # the one module that a branch or a block is
     outputs: int = 0  # length of the tuple that `container` returns, 0 if it returns a tensor

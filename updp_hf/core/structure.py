@@ -129,7 +129,7 @@ class Structure:
         if part is None:
             has_weights = call.inputs and any(True for _ in module.parameters())
             return f"({type(module).__name__}) is not affine in a way that is known" if has_weights else ""
-        if (count := self.graph.call_counts[call.path]) > 1:
+        if (count := self.graph.call_counts[call.path]) > 1 and not self._can_be_marked(call, part):
             return f"is called {count} times"
         if twins := [path for path, other in self.modules.items() if other is module and path != call.path]:
             return f"is the same module as {twins[0]!r}"
@@ -137,6 +137,17 @@ class Structure:
             return f"has its parameters read by {reader!r}"
         self.parts[call] = part
         return ""
+
+    def _can_be_marked(self, call: Call, part: Part) -> bool:
+        """Return whether a BatchNorm that feeds this call alone, and at once, can tell the activation to stay away."""
+        (source,) = call.inputs
+        feeds = source.is_leaf and source in self.parts and source.users == [call] and not source.is_output
+        at_once = source.operations[-1] in call.operations[0].all_input_nodes
+        return part.role is Role.ACTIVATION and feeds and at_once and self.parts[source].role is Role.DIAGONAL
+
+    def is_shared(self, call: Call) -> bool:
+        """Return whether the module of `call` is called elsewhere, too."""
+        return self.graph.call_counts[call.path] > 1
 
     def is_norm(self, call: Call) -> bool:
         """Return whether `call` is that of a norm."""
