@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from updp_hf.core.branches import find_blocks, find_branches
 from updp_hf.core.cost import LatencyTable
-from updp_hf.core.runs import find_runs
+from updp_hf.core.runs import find_runs, where_chains_end
 from updp_hf.core.sites import Form, Refusal, Site
 from updp_hf.core.structure import Structure
 
@@ -40,5 +40,5 @@ def find(
         if sites:
             yield from sites
         else:
-            reasons = structure.reasons.get(block, [])
+            reasons = structure.reasons.get(block, []) or (where_chains_end(structure, block) if form.merges else [])
             yield Refusal(form, block, "; ".join([f"looked for {_LOOKED_FOR[form]}", *reasons[:3]]))

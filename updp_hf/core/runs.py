@@ -19,7 +19,7 @@ from updp_hf.core.kernels import can_crop, crop, largest, move_padding
 from updp_hf.core.sites import Form, Site
 from updp_hf.core.structure import Structure
 
-__all__ = ["find_runs", "merged_map"]
+__all__ = ["find_runs", "merged_map", "where_chains_end"]
 
 MAX_DENSE = 3
 """Linears or convolutions that one run may have: an inverted residual has three."""
@@ -67,6 +67,21 @@ def find_runs(
         candidates = _candidates(structure, chain, form, latencies)
         for segment in candidates if every else _disjoint(candidates):
             yield _site(structure, block, form, chain, segment)
+
+
+def where_chains_end(structure: Structure, block: str) -> list[str]:
+    """Return, for the Linears and convolutions of `block` from which no run goes on, what stops it."""
+    found = []
+    for chain in _chains(structure, block):
+        last = chain[-1]
+        inside = [user for user in last.users if f"{user.path}.".startswith(f"{block}.")]
+        if not inside or all(structure.parts[call].role is not Role.DENSE for call in chain):
+            continue
+        if len(last.users) > 1:
+            found.append(f"{last.path!r} feeds {len(last.users)} operations")
+        elif inside[0] not in structure.parts:
+            found.append(f"{last.path!r} feeds {inside[0].operations[0].target} in {inside[0].path!r}")
+    return found
 
 
 def _chains(structure: Structure, block: str) -> Iterator[list[Call]]:
