@@ -1,6 +1,6 @@
-"""The straight line on real images, without a download: prune a small ViT trained on handwritten digits.
+"""The straight line on real images, without a download: prune a small network trained on handwritten digits.
 
-    accelerate launch recipes/digits.py
+    accelerate launch recipes/digits.py --model resnet
 
 It takes scikit-learn's digits (1,797 images, a quarter held out), trains a baseline and saves it as an ordinary
 checkpoint, prunes that with `UPDPTrainer`, merges, saves, loads the merged model in the ordinary way, and prints both
@@ -10,6 +10,7 @@ side by side. Every training argument of the pruning run is an option; `--config
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import datasets
 import numpy as np
@@ -20,11 +21,14 @@ from torchvision.transforms import v2
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
+    ConvNextConfig,
+    PreTrainedConfig,
     PreTrainedModel,
+    ResNetConfig,
+    TimmWrapperConfig,
     Trainer,
     TrainingArguments,
     ViTConfig,
-    ViTForImageClassification,
     ViTImageProcessor,
     set_seed,
 )
@@ -33,26 +37,70 @@ import updp_hf
 from updp_hf.arguments import parse_arguments
 from updp_hf.report import REPORT_NAME, Cost, Report, measure_costs, side_by_side
 
-IMAGE_SIZE = 16
 LARGE_BATCH = 256
 
 
+class Baseline(NamedTuple):
+    """A network, how it is trained from scratch, and how many of its blocks are pruned then: half of them."""
+
+    config: PreTrainedConfig  # always with the size of the images, also where the class has no such field
+    epochs: float
+    learning_rate: float
+    num_pruned_blocks: int
+
+
+BASELINES = {
+    "vit": Baseline(
+        ViTConfig(
+            hidden_size=96,
+            num_hidden_layers=8,
+            num_attention_heads=3,
+            intermediate_size=384,
+            patch_size=4,
+            image_size=16,
+        ),
+        epochs=60,
+        learning_rate=1e-3,
+        num_pruned_blocks=4,
+    ),
+    "convnext": Baseline(
+        ConvNextConfig(
+            num_stages=2,
+            hidden_sizes=[48, 96],
+            depths=[4, 4],
+            layer_scale_init_value=0.1,
+            patch_size=2,
+            image_size=16,
+        ),
+        epochs=40,
+        learning_rate=2e-3,
+        num_pruned_blocks=4,
+    ),
+    "mobilenetv2": Baseline(
+        TimmWrapperConfig(architecture="mobilenetv2_050", image_size=64),
+        epochs=20,
+        learning_rate=3e-3,
+        num_pruned_blocks=8,
+    ),
+    "resnet": Baseline(
+        ResNetConfig(layer_type="basic", embedding_size=32, hidden_sizes=[32, 64], depths=[4, 4], image_size=48),
+        epochs=20,
+        learning_rate=2e-3,
+        num_pruned_blocks=4,
+    ),
+}
+
+
 @dataclass
-class DigitsArguments:
-    """What the baseline looks like and how long it trains."""
+class DigitsArguments(updp_hf.UPDPTrainingArguments):
+    """The baseline, and the pruning run: `UPDPTrainingArguments` with defaults for the digits."""
 
-    depth: int = field(default=8, metadata={"help": "Blocks of the baseline."})
-    hidden_size: int = field(default=96, metadata={"help": "Channels of the baseline."})
-    baseline_epochs: float = field(default=60, metadata={"help": "Epochs for which the baseline is trained."})
-    baseline_learning_rate: float = field(default=1e-3, metadata={"help": "Largest learning rate of the baseline."})
-
-
-@dataclass
-class DigitsTrainingArguments(updp_hf.UPDPTrainingArguments):
-    """The pruning run: `UPDPTrainingArguments` with defaults for the digits."""
-
-    output_dir: str = field(
-        default="digits_vit", metadata={"help": "Folder for checkpoints, baseline and merged model."}
+    model: str = field(default="vit", metadata={"help": "The network to prune.", "choices": list(BASELINES)})
+    baseline_epochs: float | None = field(
+        default=None, metadata={"help": "Epochs for which the baseline is trained, by default as many as it needs."}
+    )
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Folder for checkpoints, baseline and merged model: digits_MODEL by default."}
     )
     num_train_epochs: float = 25
     per_device_train_batch_size: int = 64
@@ -70,8 +118,9 @@ class DigitsTrainingArguments(updp_hf.UPDPTrainingArguments):
     dataloader_pin_memory: bool = torch.cuda.is_available()
 
     def __post_init__(self) -> None:
+        self.output_dir = self.output_dir or f"digits_{self.model}"
         if self.plan is None and self.num_pruned_blocks is None:
-            self.num_pruned_blocks = 4
+            self.num_pruned_blocks = BASELINES[self.model].num_pruned_blocks
         super().__post_init__()
 
 
@@ -95,25 +144,18 @@ def to_inputs(batch: dict, processor: ViTImageProcessor, augment: v2.Transform) 
     return {"pixel_values": processor(images, return_tensors="pt")["pixel_values"], "labels": batch["label"]}
 
 
-def train_baseline(folder: Path, options: DigitsArguments, args: DigitsTrainingArguments) -> None:
-    """Train a ViT from scratch and save it as an ordinary checkpoint."""
-    processor = ViTImageProcessor(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
-    splits = load_splits(processor, args.data_seed or args.seed)
+def train_baseline(folder: Path, args: DigitsArguments) -> None:
+    """Train a network from scratch and save it as an ordinary checkpoint."""
+    config, epochs, learning_rate, _ = BASELINES[args.model]
+    processor = ViTImageProcessor(size={"height": config.image_size, "width": config.image_size})
+    splits = load_splits(processor, args.seed)
     names = splits["train"].features["label"].names
-    config = ViTConfig(
-        hidden_size=options.hidden_size,
-        num_hidden_layers=options.depth,
-        num_attention_heads=options.hidden_size // 32,
-        intermediate_size=4 * options.hidden_size,
-        image_size=IMAGE_SIZE,
-        patch_size=4,
-        id2label=dict(enumerate(names)),
-        label2id={name: index for index, name in enumerate(names)},
-    )
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: index for index, name in enumerate(names)}
     baseline_args = TrainingArguments(
         output_dir=str(folder),
-        num_train_epochs=options.baseline_epochs,
-        learning_rate=options.baseline_learning_rate,
+        num_train_epochs=args.baseline_epochs or epochs,
+        learning_rate=learning_rate,
         per_device_train_batch_size=args.per_device_train_batch_size,
         per_device_eval_batch_size=args.per_device_eval_batch_size,
         weight_decay=args.weight_decay,
@@ -128,7 +170,7 @@ def train_baseline(folder: Path, options: DigitsArguments, args: DigitsTrainingA
         report_to=args.report_to,
     )
     trainer = Trainer(
-        model=ViTForImageClassification(config),
+        model=AutoModelForImageClassification.from_config(config),
         args=baseline_args,
         train_dataset=splits["train"],
         processing_class=processor,
@@ -137,7 +179,7 @@ def train_baseline(folder: Path, options: DigitsArguments, args: DigitsTrainingA
     trainer.save_model()
 
 
-def evaluate(model: PreTrainedModel, test: datasets.Dataset, args: DigitsTrainingArguments) -> float:
+def evaluate(model: PreTrainedModel, test: datasets.Dataset, args: DigitsArguments) -> float:
     """Return the accuracy of `model` on held-out images."""
     evaluation_args = TrainingArguments(
         output_dir=args.output_dir,
@@ -151,14 +193,14 @@ def evaluate(model: PreTrainedModel, test: datasets.Dataset, args: DigitsTrainin
 
 
 def main() -> None:
-    options, args = parse_arguments(DigitsArguments, DigitsTrainingArguments)
+    (args,) = parse_arguments(DigitsArguments)
     set_seed(args.seed)
     say = PartialState().print  # on the main process only
     folder = Path(args.output_dir)
     baseline_folder = folder / "baseline"
 
-    say(f"\n1. Train a ViT of {options.depth} blocks on the digits.")
-    train_baseline(baseline_folder, options, args)
+    say(f"\n1. Train the baseline ({args.model}) on the digits.")
+    train_baseline(baseline_folder, args)
     processor = AutoImageProcessor.from_pretrained(baseline_folder)
     baseline = AutoModelForImageClassification.from_pretrained(baseline_folder)
     splits = load_splits(processor, args.seed)
@@ -179,32 +221,32 @@ def main() -> None:
     trainer.save_model()
     merged = AutoModelForImageClassification.from_pretrained(folder)
 
-    say("\n4. The same blocks without any training, each fitted in closed form to 256 images.")
+    say("\n4. As many blocks without any training, each fitted in closed form to 256 images.")
     images = splits["train"].select(range(256))[:]["pixel_values"]
-    untrained = updp_hf.prune(baseline, [torch.stack(list(images))], len(trainer.plan.blocks))
+    untrained = updp_hf.prune(baseline, [torch.stack(list(images))], len(trainer.plan.blocks), form=args.form)
 
     models = {"baseline": baseline, "pruned, no training": untrained, "pruned with UPDP": merged}
-    accuracy = {name: evaluate(model, splits["test"], args) for name, model in models.items()}
+    metrics = {name: {"accuracy": evaluate(model, splits["test"], args)} for name, model in models.items()}
     if args.process_index == 0:
         costs, conditions = measure_costs({k: m.cpu() for k, m in models.items()}, batch_sizes=(1, LARGE_BATCH))
-        print(f"\n{summary(accuracy, costs, merged)}\n\nLatency: {conditions}. Report: {folder / REPORT_NAME}")
+        print(f"\n{summary(metrics, costs, merged)}\n\nLatency: {conditions}. Report: {folder / REPORT_NAME}")
         report = replace(
             Report.load(folder),
             before=costs["baseline"],
             after=costs["pruned with UPDP"],
             latency_conditions=conditions,
-            metrics_before={"accuracy": accuracy["baseline"]},
-            metrics_after={"accuracy": accuracy["pruned with UPDP"]},
-            metrics_without_training={"accuracy": accuracy["pruned, no training"]},
+            metrics_before=metrics["baseline"],
+            metrics_after=metrics["pruned with UPDP"],
+            metrics_without_training=metrics["pruned, no training"],
         )
         report.save(folder)
 
 
-def summary(accuracy: dict[str, float], costs: dict[str, Cost], merged: PreTrainedModel) -> str:
+def summary(metrics: dict[str, dict[str, float]], costs: dict[str, Cost], merged: PreTrainedModel) -> str:
     """Return the table of all models, each with its speed-up over the baseline."""
     columns = {}
     for name, cost in costs.items():
-        columns[name] = {"held-out accuracy": f"{100 * accuracy[name]:.2f} %", **cost.facts()}
+        columns[name] = {"held-out accuracy": f"{100 * metrics[name]['accuracy']:.2f} %", **cost.facts()}
         for size, seconds in cost.latency.items():
             columns[name][f"speed-up, batch {size}"] = f"{costs['baseline'].latency[size] / seconds:.2f}×"
         columns[name]["blocks pruned"] = "0" if name == "baseline" else str(len(merged.config.plan["sites"]))

@@ -13,15 +13,17 @@ from updp_hf.report import Report, side_by_side
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- measured: begin -->\n", "<!-- measured: end -->\n"
 
+SPREAD = "{mean:.1%} ({low:.1%}–{high:.1%})"
 ROWS: list[tuple[str, str, Callable[[Report], float]]] = [
-    ("accuracy, baseline", "{:.2%}", lambda report: report.metrics_before["accuracy"]),
-    ("accuracy, pruned with UPDP", "{:.2%}", lambda report: report.metrics_after["accuracy"]),
-    ("accuracy, pruned without training", "{:.2%}", lambda report: report.metrics_without_training["accuracy"]),
-    ("parameters, pruned / baseline", "{:.2f}", lambda report: report.after.parameters / report.before.parameters),
-    ("MACs, pruned / baseline", "{:.2f}", lambda report: report.after.macs / report.before.macs),
-    ("speed-up, batch 1", "{:.2f}×", lambda report: speed_up(report, "1")),
-    ("speed-up, batch 256", "{:.2f}×", lambda report: speed_up(report, "256")),
-    ("merge error, relative", "{:.0e}", lambda report: report.merge_error),
+    ("blocks pruned", "{mean:.0f}", lambda report: len(report.plan["sites"])),
+    ("accuracy, baseline", SPREAD, lambda report: report.metrics_before["accuracy"]),
+    ("accuracy, pruned with UPDP", SPREAD, lambda report: report.metrics_after["accuracy"]),
+    ("accuracy, pruned without training", SPREAD, lambda report: report.metrics_without_training["accuracy"]),
+    ("parameters, pruned / baseline", "{mean:.2f}", lambda report: report.after.parameters / report.before.parameters),
+    ("MACs, pruned / baseline", "{mean:.2f}", lambda report: report.after.macs / report.before.macs),
+    ("speed-up, batch 1", "{mean:.2f}×", lambda report: speed_up(report, "1")),
+    ("speed-up, batch 256", "{mean:.2f}×", lambda report: speed_up(report, "256")),
+    ("merge error, relative, largest", "{high:.0e}", lambda report: report.merge_error),
 ]
 
 
@@ -29,38 +31,48 @@ def speed_up(report: Report, batch_size: str) -> float:
     return report.before.latency[batch_size] / report.after.latency[batch_size]
 
 
-def digits_table(reports: list[Report]) -> str:
-    """Return one column for each run of the digits recipe, and their mean."""
-    values = {f"seed {report.seed}": [fact(report) for _, _, fact in ROWS] for report in reports}
-    values["mean"] = [statistics.fmean(column) for column in zip(*values.values(), strict=True)]
-    return side_by_side(
-        {
-            name: {row: form.format(value) for (row, form, _), value in zip(ROWS, column, strict=True)}
-            for name, column in values.items()
-        }
-    )
+def digits_reports() -> dict[str, list[Report]]:
+    """Return the reports of the digits recipe, one for each seed, by model."""
+    reports: dict[str, list[Report]] = {}
+    for file in sorted((ROOT / "model_cards").glob("digits_*/seed-*.json")):
+        report = Report.from_dict(json.loads(file.read_text(encoding="utf-8")))
+        reports.setdefault(file.parent.name.removeprefix("digits_"), []).append(report)
+    if len({str([report.latency_conditions, report.versions]) for runs in reports.values() for report in runs}) > 1:
+        raise ValueError("The reports in `model_cards/` were measured under different conditions: measure them again.")
+    return reports
+
+
+def facts(reports: list[Report]) -> dict[str, str]:
+    """Return each fact over all seeds."""
+    values = {row: [fact(report) for report in reports] for row, _, fact in ROWS}
+    return {
+        row: form.format(mean=statistics.fmean(values[row]), low=min(values[row]), high=max(values[row]))
+        for row, form, _ in ROWS
+    }
 
 
 def measured_section() -> str:
     """Return what stands between the marks of the README."""
-    files = sorted((ROOT / "model_cards" / "digits_vit").glob("seed-*.json"))
-    reports = [Report.from_dict(json.loads(file.read_text(encoding="utf-8"))) for file in files]
+    reports = digits_reports()
+    first, *_ = (report for runs in reports.values() for report in runs)
+    seeds = ", ".join(str(seed) for seed in sorted({report.seed for runs in reports.values() for report in runs}))
     gates = json.loads((ROOT / "model_cards" / "benchmark_gates.json").read_text(encoding="utf-8"))
-    first = reports[0]
     conditions, arguments = first.latency_conditions, gates["arguments"]
     digits = f"""
-        **Digits**: `accelerate launch recipes/digits.py --seed N`, a ViT of 8 blocks of which
-        {len(first.plan["sites"])} FFNs are closed. Accuracy on 450 held-out images. Latency: {conditions["statistic"]};
-        {conditions["device"]}, {conditions["dtype"]}, {conditions["mode"]}, {conditions["threads"]} thread,
-        torch {first.versions["torch"]}, transformers {first.versions["transformers"]}. A small network on small images:
-        it shows that the whole way works, and promises nothing for yours."""
+        **Digits**: `accelerate launch recipes/digits.py --model MODEL --seed N`, small networks trained from scratch,
+        half of their blocks pruned. Means over the seeds {seeds}, in brackets the least and the greatest. Accuracy on
+        450 held-out images. Latency: {conditions["statistic"]}; {conditions["device"]}, {conditions["dtype"]},
+        {conditions["mode"]}, {conditions["threads"]} thread, torch {first.versions["torch"]}, transformers
+        {first.versions["transformers"]}. Small images: it shows that the whole way works, and promises nothing for
+        yours."""
     training = f"""
         **What gates cost while training**: `python recipes/benchmark_gates.py`, a DeiT-S-shaped network with all its
         FFNs gated. {gates["device"]}, {"bfloat16 autocast" if arguments["bf16"] else "float32"}, {gates["threads"]}
         threads, batch {arguments["batch_size"]}, {arguments["image_size"]} pixels; medians of {arguments["rounds"]}
         steps in turn, ratios within each turn. At λ = 0.5 both sides of each gate are computed, at λ = 1 the pruned
         one. Memory is the peak of a process of its own for each, Python and libraries included."""
-    parts = [paragraph(digits), digits_table(reports), paragraph(training), gates_table(gates)]
+    columns = {name: facts(runs) for name, runs in reports.items()}
+    parts = [paragraph(digits), side_by_side(columns), paragraph(training), gates_table(gates)]
     return "\n" + "\n\n".join(parts) + "\n\n"
 
 

@@ -1,0 +1,187 @@
+"""What merging buys: latency of nets with more and more sites merged, beside what their MACs promise.
+
+    python recipes/benchmark_latency.py --output model_cards/benchmark_latency.json
+
+Each timm net gets random weights, so nothing is downloaded. Those of its sites that save MACs are closed in several
+numbers ("P6": six of them), spread evenly over the depth, and merged. All versions of one net run in turn and in the
+same memory format: a net of convolutions in the one that suits its baseline best, a transformer in the contiguous one.
+"""
+
+import copy
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+from torch import nn
+
+from updp_hf import Plan, calibrate_, find_sites, gate_, merge
+from updp_hf.arguments import parse_arguments
+from updp_hf.core.cost import count_macs, count_parameters, measure_latency
+from updp_hf.core.gate import gates
+from updp_hf.core.plan import library_versions
+from updp_hf.inputs import example_inputs_of
+from updp_hf.report import device_name, side_by_side
+from updp_hf.selection import uniform
+
+FORMATS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
+CALIBRATION_IMAGES = 8
+
+
+@dataclass
+class LatencyArguments:
+    """The nets, how much of them is merged, and how they are measured."""
+
+    models: list[str] = field(
+        default_factory=lambda: ["resnet34", "mobilenetv2_100", "convnext_tiny", "deit_small_patch16_224"],
+        metadata={"help": "Names of timm nets."},
+    )
+    levels: list[int] = field(
+        default_factory=list,
+        metadata={"help": "Numbers of sites to close, where a net has as many; a quarter, a half, ... by default."},
+    )
+    batch_sizes: list[int] = field(default_factory=lambda: [1, 16], metadata={"help": "Images in a forward."})
+    rounds: int = field(default=15, metadata={"help": "Forwards that are measured of each version, in turn."})
+    compile: bool = field(
+        default=False, metadata={"help": "Measure with torch.compile too; its isolate_recompiles needs a recent torch."}
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata={"help": "Of all weights."})
+    device: str = field(default="cuda" if torch.cuda.is_available() else "cpu", metadata={"help": "Where to run."})
+    seed: int = field(default=0, metadata={"help": "Of the random weights."})
+    output: str = field(default="", metadata={"help": "JSON file for what was measured."})
+
+
+def main() -> None:
+    (options,) = parse_arguments(LatencyArguments)
+    torch.backends.cudnn.benchmark = True  # else merged kernels of odd sizes depend on a heuristic
+    results = {
+        "networks": {name: measure(name, options) for name in options.models},
+        "arguments": {name: value for name, value in asdict(options).items() if name != "output"},
+        "device": device_name(torch.device(options.device)),
+        "threads": torch.get_num_threads(),
+        "tf32": {"matmul": torch.backends.cuda.matmul.allow_tf32, "convolutions": torch.backends.cudnn.allow_tf32},
+        "versions": library_versions(),
+    }
+    print(table(results))
+    print("\n" + "; ".join(f"{name}: {value}" for name, value in results.items() if name != "networks"))
+    if options.output:
+        Path(options.output).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+def measure(name: str, options: LatencyArguments) -> dict[str, Any]:
+    """Return what the versions of one net cost, and their latencies at each batch size."""
+    torch.manual_seed(options.seed)
+    baseline = timm.create_model(name).eval()
+    randomize_(baseline)
+    sites = tuple(site for site in find_sites(baseline).sites if site.macs_saved > 0)
+    levels = options.levels or [round(len(sites) * quarter / 4) for quarter in range(1, 5)]
+    plans = {level: Plan(uniform(sites, level)) for level in sorted(set(levels)) if 0 < level <= len(sites)}
+    versions = {"P0": baseline, **{f"P{level}": merged(baseline, plan) for level, plan in plans.items()}}
+    example = example_inputs_of(baseline)
+    facts = {
+        version: {"parameters": count_parameters(model), "macs": count_macs(model, example), "merged_blocks": 0}
+        for version, model in versions.items()
+    }
+    for level, plan in plans.items():
+        facts[f"P{level}"]["merged_blocks"] = len(plan.blocks)
+    for model in versions.values():
+        model.to(options.device, getattr(torch, options.dtype))
+    modes = ["eager", "compiled"] if options.compile else ["eager"]
+    return {
+        "image": list(next(iter(example.values())).shape[1:]),
+        "sites": len(sites),
+        "versions": facts,
+        "latencies": [latency(versions, mode, size, options) for mode in modes for size in options.batch_sizes],
+    }
+
+
+@torch.no_grad()
+def randomize_(model: nn.Module) -> None:
+    """Give `model` weights under which activations keep their scale, and statistics unlike those of a fresh net."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.normal_(0, 0.1)
+        elif parameter.dim() == 1:  # scales of norms and of branches
+            parameter.uniform_(0.5, 1.5)
+        elif name.endswith("weight"):
+            nn.init.kaiming_normal_(parameter, nonlinearity="linear")
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.train().momentum = 1.0
+    if norms:
+        model(**example_inputs_of(model, CALIBRATION_IMAGES))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.eval().momentum = momentum
+        norm.running_mean += 0.1 * norm.running_var.sqrt() * torch.randn_like(norm.running_mean)
+        norm.running_var *= torch.empty_like(norm.running_var).uniform_(0.7, 1.4)
+
+
+def merged(baseline: nn.Module, plan: Plan) -> nn.Module:
+    """Return a copy of `baseline` in which the sites of `plan` are closed and merged, without training."""
+    model = copy.deepcopy(baseline)
+    gate_(model, plan)
+    calibrate_(model, [next(iter(example_inputs_of(model, CALIBRATION_IMAGES).values()))])
+    for _, gate in gates(model):
+        gate.set_lambda_(1.0)
+    return merge(model)
+
+
+def latency(
+    versions: dict[str, nn.Module], mode: str, batch_size: int, options: LatencyArguments
+) -> dict[str, int | str | dict[str, float]]:
+    """Return the median seconds of one forward of each version, all in the memory format that suits P0 best."""
+    images = example_inputs_of(versions["P0"], batch_size)
+    baselines: dict[str, float] = {}
+    if sum(isinstance(module, nn.Conv2d) for module in versions["P0"].modules()) > 1:  # not a patch embedding alone
+        candidates = {name: prepared(copy.deepcopy(versions["P0"]), name, mode) for name in FORMATS}
+        medians = measure_latency(candidates, [images], rounds=options.rounds)
+        baselines = {name: median for name, (median,) in medians.items()}
+    best = min(baselines, key=baselines.__getitem__, default="contiguous")
+    models = {version: prepared(model, best, mode) for version, model in versions.items()}
+    images = {name: image.contiguous(memory_format=FORMATS[best]) for name, image in images.items()}
+    medians = measure_latency(models, [images], rounds=options.rounds)
+    return {
+        "mode": mode,
+        "batch_size": batch_size,
+        "memory_format": best,
+        "baseline_by_format": baselines,
+        "seconds": {version: median for version, (median,) in medians.items()},
+    }
+
+
+def prepared(model: nn.Module, memory_format: str, mode: str) -> nn.Module:
+    """Return `model`, laid out in place, and compiled on its own: versions of one class would share a cache."""
+    model.to(memory_format=FORMATS[memory_format])
+    return torch.compile(model, fullgraph=True, dynamic=False, isolate_recompiles=True) if mode == "compiled" else model
+
+
+def table(results: dict[str, Any]) -> str:
+    """Return a Markdown table for each net: a column for each version, speed-ups beside the ratio of the MACs."""
+    return "\n\n".join(
+        f"**{name}**, {'×'.join(map(str, network['image']))}, {network['sites']} sites:\n\n"
+        + side_by_side({version: dict(_rows(network, version)) for version in network["versions"]})
+        for name, network in results["networks"].items()
+    )
+
+
+def _rows(network: dict[str, Any], version: str) -> Iterator[tuple[str, str]]:
+    cost, baseline = network["versions"][version], network["versions"]["P0"]
+    ratio = baseline["macs"] / cost["macs"]
+    yield "merged blocks", str(cost["merged_blocks"])
+    yield "parameters", f"{cost['parameters'] / 1e6:.2f} M"
+    yield "MACs per image", f"{cost['macs'] / 1e6:.0f} M"
+    yield "MACs, P0 / this", f"{ratio:.2f}×"
+    for run in network["latencies"]:
+        condition = f"{run['mode']}, batch {run['batch_size']}, {run['memory_format']}"
+        seconds = run["seconds"]
+        speed_up = seconds["P0"] / seconds[version]
+        yield f"latency, {condition}", f"{1e3 * seconds[version]:.2f} ms"
+        yield f"speed-up, {condition} (/ ratio of MACs)", f"{speed_up:.2f}× ({speed_up / ratio:.2f})"
+
+
+if __name__ == "__main__":
+    main()
