@@ -1,6 +1,8 @@
 """What merging buys: latency of nets with more and more sites merged, beside what their MACs promise.
 
-    python recipes/benchmark_latency.py --output model_cards/benchmark_latency.json
+    python recipes/benchmark_latency.py --output model_cards/benchmark_latency.json --compile
+
+The whole tables stand in `recipes/benchmark_latency.md`.
 
 Each timm net gets random weights, so nothing is downloaded. Those of its sites that save MACs are closed in several
 numbers ("P6": six of them), spread evenly over the depth, and merged. All versions of one net run in turn and in the
@@ -18,10 +20,9 @@ import timm
 import torch
 from torch import nn
 
-from updp_hf import Plan, calibrate_, find_sites, gate_, merge
+from updp_hf import Plan, calibrate_, close_, find_sites, gate_, merge
 from updp_hf.arguments import parse_arguments
 from updp_hf.core.cost import count_macs, count_parameters, measure_latency
-from updp_hf.core.gate import gates
 from updp_hf.core.plan import library_versions
 from updp_hf.inputs import example_inputs_of
 from updp_hf.report import device_name, side_by_side
@@ -29,6 +30,7 @@ from updp_hf.selection import uniform
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
 CALIBRATION_IMAGES = 8
+TABLE = Path(__file__).with_suffix(".md")
 
 
 @dataclass
@@ -65,10 +67,11 @@ def main() -> None:
         "tf32": {"matmul": torch.backends.cuda.matmul.allow_tf32, "convolutions": torch.backends.cudnn.allow_tf32},
         "versions": library_versions(),
     }
-    print(table(results))
-    print("\n" + "; ".join(f"{name}: {value}" for name, value in results.items() if name != "networks"))
+    conditions = "; ".join(f"{name}: {value}" for name, value in results.items() if name != "networks")
+    print(f"{tables(results)}\n\n{conditions}")
     if options.output:
         Path(options.output).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        TABLE.write_text(f"# Latency of merged networks\n\n{tables(results)}\n\n{conditions}\n", encoding="utf-8")
 
 
 def measure(name: str, options: LatencyArguments) -> dict[str, Any]:
@@ -76,7 +79,7 @@ def measure(name: str, options: LatencyArguments) -> dict[str, Any]:
     torch.manual_seed(options.seed)
     baseline = timm.create_model(name).eval()
     randomize_(baseline)
-    sites = tuple(site for site in find_sites(baseline).sites if site.macs_saved > 0)
+    sites = tuple(site for site in find_sites(baseline).sites if site.pays)
     levels = options.levels or [round(len(sites) * quarter / 4) for quarter in range(1, 5)]
     plans = {level: Plan(uniform(sites, level)) for level in sorted(set(levels)) if 0 < level <= len(sites)}
     versions = {"P0": baseline, **{f"P{level}": merged(baseline, plan) for level, plan in plans.items()}}
@@ -125,8 +128,7 @@ def merged(baseline: nn.Module, plan: Plan) -> nn.Module:
     model = copy.deepcopy(baseline)
     gate_(model, plan)
     calibrate_(model, [next(iter(example_inputs_of(model, CALIBRATION_IMAGES).values()))])
-    for _, gate in gates(model):
-        gate.set_lambda_(1.0)
+    close_(model)
     return merge(model)
 
 
@@ -159,7 +161,24 @@ def prepared(model: nn.Module, memory_format: str, mode: str) -> nn.Module:
     return torch.compile(model, fullgraph=True, dynamic=False, isolate_recompiles=True) if mode == "compiled" else model
 
 
-def table(results: dict[str, Any]) -> str:
+def summary(results: dict[str, Any]) -> str:
+    """Return a Markdown table with a column for each net: all sites merged, and half of them."""
+    columns = {}
+    for name, network in results["networks"].items():
+        half, whole = sorted(network["versions"], key=lambda version: int(version[1:]))[-3::2]
+        facts = dict(_rows(network, whole))
+        columns[name] = {"sites merged": whole[1:]}
+        columns[name] |= {fact: facts[fact] for fact in ("parameters", "MACs per image", "MACs, P0 / this")}
+        for run in network["latencies"]:
+            condition = f"{run['mode']}, batch {run['batch_size']}"
+            columns[name][f"speed-up, {condition}"] = f"{_speed_up(run, whole):.2f}×"
+        for run in network["latencies"][:2]:
+            condition = f"{run['mode']}, batch {run['batch_size']}"
+            columns[name][f"with half of them, {condition}"] = f"{_speed_up(run, half):.2f}×"
+    return side_by_side(columns)
+
+
+def tables(results: dict[str, Any]) -> str:
     """Return a Markdown table for each net: a column for each version, speed-ups beside the ratio of the MACs."""
     return "\n\n".join(
         f"**{name}**, {'×'.join(map(str, network['image']))}, {network['sites']} sites:\n\n"
@@ -177,10 +196,13 @@ def _rows(network: dict[str, Any], version: str) -> Iterator[tuple[str, str]]:
     yield "MACs, P0 / this", f"{ratio:.2f}×"
     for run in network["latencies"]:
         condition = f"{run['mode']}, batch {run['batch_size']}, {run['memory_format']}"
-        seconds = run["seconds"]
-        speed_up = seconds["P0"] / seconds[version]
-        yield f"latency, {condition}", f"{1e3 * seconds[version]:.2f} ms"
+        speed_up = _speed_up(run, version)
+        yield f"latency, {condition}", f"{1e3 * run['seconds'][version]:.2f} ms"
         yield f"speed-up, {condition} (/ ratio of MACs)", f"{speed_up:.2f}× ({speed_up / ratio:.2f})"
+
+
+def _speed_up(run: dict[str, Any], version: str) -> float:
+    return float(run["seconds"]["P0"] / run["seconds"][version])
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """How far "structure is found" reaches: every module of timm and every image classifier of transformers is tried.
 
-    python recipes/coverage.py --time_limit 90
-    python recipes/coverage.py --only timm/resnet ViTForImageClassification
-    python recipes/coverage.py --table
+    python recipes/benchmark_coverage.py --time_limit 90
+    python recipes/benchmark_coverage.py --only timm/resnet ViTForImageClassification
+    python recipes/benchmark_coverage.py --table
 
 Each is built small with random weights; its sites are found, gated, closed and merged, and the merged model is saved
 and loaded. One process for each model keeps a crash or a hang from ending the run. What was measured is written to JSON
-after every model, and a run continues where that file ends. The table of all models stands in `recipes/coverage.md`.
+after every model, and a run continues where that file ends. The table of all models stands beside this script.
 """
 
 import collections
@@ -40,10 +40,9 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 from transformers.utils import logging
 
-from updp_hf import Form, Plan, UPDPForImageClassification, find_sites, gate_, merge
+from updp_hf import Form, Plan, UPDPForImageClassification, close_, find_sites, gate_, merge
 from updp_hf.arguments import parse_arguments
 from updp_hf.core.cost import count_macs
-from updp_hf.core.gate import gates
 from updp_hf.core.graph import ExportError
 from updp_hf.core.plan import library_versions
 from updp_hf.core.sites import Site
@@ -95,7 +94,9 @@ TRANSFORMERS_ARGUMENTS: dict[str, dict[str, Any]] = {
 class CoverageArguments:
     """Which models are tried, and how long."""
 
-    output: str = field(default="model_cards/coverage.json", metadata={"help": "JSON file for what was measured."})
+    output: str = field(
+        default="model_cards/benchmark_coverage.json", metadata={"help": "JSON file for what was measured."}
+    )
     only: list[str] = field(default_factory=list, metadata={"help": "Measure these, again if need be."})
     fresh: bool = field(default=False, metadata={"help": "Forget what the file holds."})
     table: bool = field(default=False, metadata={"help": "Write the table from the file and measure nothing."})
@@ -283,8 +284,7 @@ def measure(row: Row, seed: int, report: Callable[[str], None]) -> None:
     row.gate_error = difference(expected, logits_of(model, inputs))
 
     report("close")
-    for _, gate in gates(model):
-        gate.set_lambda_(1.0)
+    close_(model)
     randomise_(model, seed + 1)
     settle_(model, inputs)
 
@@ -308,7 +308,7 @@ def choose_sites(row: Row, model: PreTrainedModel, inputs: dict[str, Tensor]) ->
     """Return the sites that pay, of the default form or else of the first that has any."""
     found = find_sites(model, example_inputs=inputs)
     row.exported = True
-    cheap = [site for site in found.sites if site.macs_saved > 0]
+    cheap = [site for site in found.sites if site.pays]
     row.sites, row.cheap = len(found.sites), len(cheap)
     row.refusals = dict(collections.Counter(cause_of(refusal.reason) for refusal in found.refused))
     if cheap:
@@ -317,7 +317,7 @@ def choose_sites(row: Row, model: PreTrainedModel, inputs: dict[str, Tensor]) ->
         row.why_not = "closing any of the sites saves nothing"
     else:
         row.why_not = found.refused[0].reason if found.refused else "no blocks to look into"
-    others = [site for site in find_sites(model, list(Form), example_inputs=inputs).sites if site.macs_saved > 0]
+    others = [site for site in find_sites(model, list(Form), example_inputs=inputs).sites if site.pays]
     form = next((form for form in Form if any(site.form is form for site in others)), None)
     return [site for site in others if site.form is form]
 
@@ -445,7 +445,7 @@ def markdown(document: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
     intro = f"""# Coverage
 
-Written by `python recipes/coverage.py`: one small model of each module of timm, and every image classifier of
+Written by `python recipes/benchmark_coverage.py`: one small model of each module of timm, and every image classifier of
 transformers. Random weights, seed {document["seed"]}, at most {document["time_limit"]:g} s each. {versions}.
 
 *Sites* are those of the default form, *that pay* those whose closing saves multiply-accumulates. *Form* and *closed*
