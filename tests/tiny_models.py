@@ -2,20 +2,35 @@
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import timm
 import torch
-from torch import nn
+from timm.layers import Conv2dSame, StdConv2d
+from torch import Tensor, nn
 from transformers import (
     BeitConfig,
     BeitForImageClassification,
+    ConvNextConfig,
+    ConvNextForImageClassification,
+    ConvNextV2Config,
+    ConvNextV2ForImageClassification,
     DeiTConfig,
     DeiTForImageClassification,
     DeiTForImageClassificationWithTeacher,
     Dinov2Config,
     Dinov2ForImageClassification,
+    MobileNetV2Config,
+    MobileNetV2ForImageClassification,
+    MobileViTConfig,
+    MobileViTForImageClassification,
+    PoolFormerConfig,
+    PoolFormerForImageClassification,
+    RegNetConfig,
+    RegNetForImageClassification,
+    ResNetConfig,
+    ResNetForImageClassification,
     SwinConfig,
     SwinForImageClassification,
     Swinv2Config,
@@ -26,10 +41,15 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from updp_hf import Form
+from updp_hf import Form, UPDPForImageClassification
 from updp_hf.core.gate import gates
+from updp_hf.inputs import logits_of
+from updp_hf.layout_updp import get_slot
 
 CLASSES = 5
+SIZE = (33, 47)
+"""Height and width of the images of nets that do not fix them: neither square nor even, so that borders show."""
+
 HF: dict[str, Any] = {
     "hidden_size": 16,
     "num_hidden_layers": 3,
@@ -42,20 +62,32 @@ HF_FFN = {**HF, "intermediate_size": 32}
 HF_SWIN = {"image_size": 32, "patch_size": 4, "embed_dim": 8, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}
 HF_SWIN |= {"mlp_ratio": 2.0, "num_labels": CLASSES}
 TIMM: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2, "mlp_ratio": 2.0}
+HF_CONV: dict[str, Any] = {"num_labels": CLASSES, "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [2, 2]}
+HF_CONVNEXT: dict[str, Any] = {"num_labels": CLASSES, "num_stages": 3, "hidden_sizes": [8, 12, 16], "depths": [2, 1, 2]}
+HF_MOBILENET: dict[str, Any] = {"num_labels": CLASSES, "depth_multiplier": 0.25}
+TIMM_RESNET: dict[str, Any] = {"layers": (2, 1, 1, 2), "channels": (8, 8, 12, 16)}
+TIMM_CONVNEXT: dict[str, Any] = {"depths": (1, 1, 2, 1), "dims": (8, 8, 12, 16)}
 TIMM_SWIN = {"img_size": 32, "patch_size": 4, "embed_dim": 8, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4}
 
 
 class TinyModel(NamedTuple):
-    """A constructor, and how many sites of each form the model has that pay."""
+    """A constructor, and how many sites of each form the model has that pay.
+
+    None says that the form has the same sites as `merge`: no norm stands in front of them, or no kernel is cropped.
+    """
 
     name: str
     build: Callable[[], nn.Module]
     merge: int
-    merge_keep_norm: int
-    branch_fit: int
-    attention_drop: int
-    block_drop: int
-    merge_whole_kernels: int | None = None  # as many as for `merge`, where there is no kernel to crop
+    merge_keep_norm: int | None = None
+    branch_fit: int = 0
+    attention_drop: int = 0
+    block_drop: int = 0
+    merge_whole_kernels: int | None = None
+    dearer: tuple[Form, ...] = ()
+    """Forms of which no site pays, but which are exact all the same."""
+    size: tuple[int, int] | None = None
+    """Height and width of the images; None for a net that fixes them. A net that does not takes others too."""
 
     def sites(self, form: Form) -> int:
         count = getattr(self, form.replace("-", "_"))
@@ -64,20 +96,81 @@ class TinyModel(NamedTuple):
     @property
     def forms(self) -> list[Form]:
         """The forms that the model has sites of, each with its own outcome."""
-        crops = self.merge_whole_kernels is not None
-        return [form for form in Form if self.sites(form) and (crops or form is not Form.MERGE_WHOLE_KERNELS)]
+        return [form for form in Form if getattr(self, form.replace("-", "_")) or form in self.dearer]
 
     def __str__(self) -> str:
         return self.name
 
 
+class Chain(nn.Module):
+    """A plain net: no block is repeated, and nothing is added to what has gone by."""
+
+    def __init__(self, *features: nn.Module, channels: int):
+        super().__init__()
+        self.features = nn.Sequential(*features)
+        self.head = nn.Linear(channels, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features(x).mean((2, 3)))
+
+
+class Residual(nn.Module):
+    """A net of residual blocks that are `inner`s."""
+
+    def __init__(self, *inners: nn.Module, channels: int = 8):
+        super().__init__()
+        self.stem = nn.Conv2d(3, channels, 3, stride=2)
+        self.blocks = nn.ModuleList(inners)
+        self.head = nn.Linear(channels, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x.mean((2, 3)))
+
+
+def _conv(
+    channels: int, out: int, size: int = 3, act: type[nn.Module] = nn.ReLU, **arguments: Any
+) -> tuple[nn.Module, nn.Module, nn.Module]:
+    arguments = {"padding": size // 2 * arguments.get("dilation", 1), "bias": False} | arguments
+    return nn.Conv2d(channels, out, size, **arguments), nn.BatchNorm2d(out), act()
+
+
+class SharedActivation(nn.Module):
+    """Three convolutions with one activation behind the first two, as torchvision's residual blocks have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1, self.act = _conv(8, 8)
+        self.conv2, self.bn2, _ = _conv(8, 8)
+        self.conv3 = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.act(self.bn1(self.conv1(x)))
+        return self.conv3(self.act(self.bn2(self.conv2(x))))
+
+
+def _chain() -> Chain:
+    """Strides, dilation, groups, a bias, kernels that are not square, and a pool that ends a run."""
+    stem = (*_conv(3, 16, stride=2), *_conv(16, 4))
+    plain = (*_conv(4, 16), *_conv(16, 4, act=nn.SiLU), nn.MaxPool2d(2, padding=1))
+    strided = (*_conv(4, 8, stride=2), *_conv(8, 8, dilation=2, act=nn.Hardswish), *_conv(8, 8, groups=4, bias=True))
+    oblong = (nn.Conv2d(8, 8, (1, 3), padding=(0, 1)), nn.GELU(), nn.Conv2d(8, 8, (3, 1)))
+    return Chain(*stem, *plain, *strided, *oblong, channels=8)
+
+
 def _timm(name: str, **arguments: Any) -> Callable[[], nn.Module]:
     size = TIMM_SWIN if "swin" in name else TIMM
-    return lambda: timm.create_model(name, num_classes=CLASSES, **{**size, **arguments})
+    return _timm_conv(name, **{**size, **arguments})
+
+
+def _timm_conv(name: str, **arguments: Any) -> Callable[[], nn.Module]:
+    return lambda: timm.create_model(name, num_classes=CLASSES, **arguments)
 
 
 def _wrapped(name: str, **arguments: Any) -> Callable[[], nn.Module]:
-    config = {"architecture": name, "num_labels": CLASSES, "model_args": {**TIMM, **arguments}}
+    config = {"architecture": name, "num_labels": CLASSES, "model_args": arguments}
     return lambda: TimmWrapperForImageClassification(TimmWrapperConfig(**copy.deepcopy(config)))
 
 
@@ -100,7 +193,7 @@ TINY_MODELS = (
     TinyModel("swin", lambda: SwinForImageClassification(SwinConfig(**HF_SWIN)), 4, 4, 4, 4, 4),
     # The FFN is spread over two modules, so there is no branch to replace as one.
     TinyModel("swinv2", lambda: Swinv2ForImageClassification(Swinv2Config(**HF_SWIN)), 4, 4, 0, 4, 4),
-    TinyModel("timm-wrapper", _wrapped("vit_tiny_patch16_224"), 3, 3, 3, 3, 3),
+    TinyModel("timm-wrapper", _wrapped("vit_tiny_patch16_224", **TIMM), 3, 3, 3, 3, 3),
     TinyModel("timm-vit", _timm("vit_tiny_patch16_224"), 3, 3, 3, 3, 3),
     TinyModel(  # 16 tokens of 16 channels
         "timm-vit-n-is-c",
@@ -115,7 +208,174 @@ TINY_MODELS = (
     TinyModel("timm-swin", _timm("swin_tiny_patch4_window7_224", mlp_ratio=2.0), 4, 4, 4, 4, 4),
     TinyModel("timm-swinv2", _timm("swinv2_tiny_window8_256", mlp_ratio=2.0), 4, 4, 4, 4, 4),
     TinyModel("timm-eva02", _timm("eva02_tiny_patch14_224"), 0, 0, 3, 3, 3),
+    # Convolutional nets, on images that are neither square nor even.
+    TinyModel("chain", _chain, 2, merge_whole_kernels=1, size=SIZE),
+    TinyModel(
+        "shared-activation",
+        lambda: Residual(SharedActivation(), SharedActivation()),
+        2,
+        merge_whole_kernels=2,
+        block_drop=2,
+        size=SIZE,
+    ),
+    TinyModel(
+        "resnet",
+        lambda: ResNetForImageClassification(ResNetConfig(**HF_CONV, layer_type="basic")),
+        4,
+        merge_whole_kernels=0,
+        block_drop=3,
+        dearer=(Form.MERGE_WHOLE_KERNELS,),
+        size=SIZE,
+    ),
+    TinyModel(
+        "timm-resnet",
+        _timm_conv("resnet18", **TIMM_RESNET),
+        6,
+        merge_whole_kernels=0,
+        block_drop=2,
+        dearer=(Form.MERGE_WHOLE_KERNELS,),
+        size=SIZE,
+    ),
+    TinyModel(
+        "timm-resnet-dilated",
+        _timm_conv("resnet18", **TIMM_RESNET, output_stride=8),
+        6,
+        merge_whole_kernels=0,
+        block_drop=2,
+        dearer=(Form.MERGE_WHOLE_KERNELS,),
+        size=SIZE,
+    ),
+    TinyModel(
+        "timm-resnet-bottleneck",
+        _timm_conv("resnet26", **TIMM_RESNET),
+        0,
+        block_drop=2,
+        dearer=(Form.MERGE,),
+        size=SIZE,
+    ),
+    TinyModel(
+        "timm-seresnet",
+        _timm_conv("resnet18", **TIMM_RESNET, block_args={"attn_layer": "se"}),
+        6,
+        merge_whole_kernels=0,
+        block_drop=2,
+        dearer=(Form.MERGE_WHOLE_KERNELS,),
+        size=SIZE,
+    ),
+    TinyModel("timm-test-resnet", _timm_conv("test_resnet"), 5, merge_whole_kernels=1, block_drop=1, size=SIZE),
+    TinyModel("timm-test-byobnet", _timm_conv("test_byobnet"), 1, merge_whole_kernels=1, size=SIZE),
+    TinyModel(
+        "regnety",
+        lambda: RegNetForImageClassification(RegNetConfig(**HF_CONV, groups_width=4)),
+        2,
+        block_drop=2,
+        size=SIZE,
+    ),
+    TinyModel("timm-densenet", _timm_conv("densenet121", block_config=(2, 2), growth_rate=4), 4, size=SIZE),
+    TinyModel(
+        "mobilenetv2",
+        lambda: MobileNetV2ForImageClassification(MobileNetV2Config(**HF_MOBILENET, tf_padding=False)),
+        16,
+        block_drop=10,
+        size=SIZE,
+    ),
+    TinyModel("timm-wrapper-mobilenetv2", _wrapped("mobilenetv2_050"), 16, block_drop=10, size=SIZE),
+    TinyModel("timm-mobilenetv3", _timm_conv("mobilenetv3_small_050"), 1, block_drop=7, size=SIZE),
+    TinyModel("timm-test-efficientnet", _timm_conv("test_efficientnet"), 4, size=SIZE),
+    TinyModel(
+        "convnext",
+        lambda: ConvNextForImageClassification(ConvNextConfig(**HF_CONVNEXT)),
+        5,
+        merge_keep_norm=5,
+        block_drop=4,
+        size=SIZE,
+    ),
+    TinyModel(
+        "convnextv2",
+        lambda: ConvNextV2ForImageClassification(ConvNextV2Config(**HF_CONVNEXT)),
+        5,
+        merge_keep_norm=5,
+        block_drop=4,
+        size=SIZE,
+    ),
+    TinyModel(
+        "timm-convnext",
+        _timm_conv("convnext_tiny", **TIMM_CONVNEXT),
+        5,
+        merge_keep_norm=5,
+        branch_fit=5,
+        block_drop=5,
+        size=SIZE,
+    ),
+    TinyModel(
+        "timm-convnext-conv",
+        _timm_conv("convnext_tiny", **TIMM_CONVNEXT, conv_mlp=True),
+        5,
+        merge_keep_norm=5,
+        block_drop=5,
+        size=SIZE,
+    ),
+    TinyModel(
+        "timm-convnextv2", _timm_conv("convnextv2_tiny", **TIMM_CONVNEXT), 5, merge_keep_norm=5, block_drop=5, size=SIZE
+    ),
+    TinyModel(
+        "poolformer",
+        lambda: PoolFormerForImageClassification(
+            PoolFormerConfig(hidden_sizes=[8, 8, 16, 16], depths=[2, 1, 1, 2], num_labels=CLASSES)
+        ),
+        6,
+        merge_keep_norm=6,
+        block_drop=6,
+        size=SIZE,
+    ),
+    TinyModel(
+        "mobilevit",
+        lambda: MobileViTForImageClassification(
+            MobileViTConfig(hidden_sizes=[16, 24, 32], neck_hidden_sizes=[8, 8, 8, 16, 16, 16, 32], num_labels=CLASSES)
+        ),
+        17,
+        merge_keep_norm=17,
+        attention_drop=9,
+        block_drop=12,
+        size=SIZE,
+    ),
 )
+
+
+def _tied() -> nn.Module:
+    first, second = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+    second.weight = first.weight
+    return nn.Sequential(first, nn.ReLU(), second)
+
+
+class CalledTwice(nn.Module):
+    """Two activations that are one module, as in torchvision's residual blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.conv3 = (nn.Conv2d(8, 8, 1) for _ in range(3))
+        self.act = nn.ReLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv3(self.act(self.conv2(self.act(self.conv1(x)))))
+
+
+def _before(conv: nn.Module) -> nn.Module:
+    return nn.Sequential(conv, nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1))
+
+
+def _padded_by_tensorflow() -> nn.Module:
+    return MobileNetV2ForImageClassification(MobileNetV2Config(**HF_MOBILENET, tf_padding=True))
+
+
+REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    # What looks like a run of two convolutions, and the reason why it is none.
+    "called-twice": (lambda: Residual(CalledTwice(), CalledTwice()), "'blocks.1.act' is called 2 times"),
+    "tied": (lambda: Residual(_tied(), _tied()), "has its parameters read by"),
+    "standardised": (lambda: Residual(_before(StdConv2d(8, 8, 1)), _before(StdConv2d(8, 8, 1))), "(StdConv2d)"),
+    "same": (lambda: Residual(_before(Conv2dSame(8, 8, 3)), _before(Conv2dSame(8, 8, 3))), "(Conv2dSame)"),
+    "tensorflow": (_padded_by_tensorflow, "pads in its forward"),
+}
 
 
 @torch.no_grad()
@@ -156,3 +416,30 @@ def close_(model: nn.Module, value: float = 1.0) -> None:
     """Set λ of every gate."""
     for _, gate in gates(model):
         gate.set_lambda_(value)
+
+
+@torch.no_grad()
+def observe(model: nn.Module, inputs: dict[str, Tensor], paths: Iterable[str]) -> dict[str, Tensor]:
+    """Return the logits and the outputs of the slots `paths`."""
+    seen: dict[str, Tensor] = {}
+    root = model.base if isinstance(model, UPDPForImageClassification) else model
+
+    def keep(path: str, output: Tensor | tuple[Tensor, ...]) -> None:
+        seen[path] = (output if isinstance(output, Tensor) else output[0]).clone()  # of what may be added to in place
+
+    handles = [
+        get_slot(root, path).register_forward_hook(lambda module, args, output, path=path: keep(path, output))
+        for path in paths
+    ]
+    try:
+        seen["logits"] = logits_of(model, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def distance(expected: Tensor, found: Tensor) -> float:
+    """Return the largest difference relative to the largest value, which may be 0."""
+    scale = expected.double().abs().max().clamp_min(torch.finfo(torch.float64).tiny)
+    return float((expected.double() - found.double()).abs().max() / scale)
