@@ -5,12 +5,16 @@ import statistics
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from benchmark_coverage import Row, totals
 from benchmark_gates import table as gates_table
+from benchmark_latency import summary
 
 from updp_hf.report import Report, side_by_side
 
 ROOT = Path(__file__).parent.parent
+CARDS = ROOT / "model_cards"
 BEGIN, END = "<!-- measured: begin -->\n", "<!-- measured: end -->\n"
 
 SPREAD = "{mean:.1%} ({low:.1%}–{high:.1%})"
@@ -34,7 +38,7 @@ def speed_up(report: Report, batch_size: str) -> float:
 def digits_reports() -> dict[str, list[Report]]:
     """Return the reports of the digits recipe, one for each seed, by model."""
     reports: dict[str, list[Report]] = {}
-    for file in sorted((ROOT / "model_cards").glob("digits_*/seed-*.json")):
+    for file in sorted(CARDS.glob("digits_*/seed-*.json")):
         report = Report.from_dict(json.loads(file.read_text(encoding="utf-8")))
         reports.setdefault(file.parent.name.removeprefix("digits_"), []).append(report)
     if len({str([report.latency_conditions, report.versions]) for runs in reports.values() for report in runs}) > 1:
@@ -53,27 +57,63 @@ def facts(reports: list[Report]) -> dict[str, str]:
 
 def measured_section() -> str:
     """Return what stands between the marks of the README."""
+    return "\n" + "\n\n".join([*digits_part(), *latency_part(), *gates_part(), *coverage_part()]) + "\n\n"
+
+
+def digits_part() -> list[str]:
     reports = digits_reports()
     first, *_ = (report for runs in reports.values() for report in runs)
     seeds = ", ".join(str(seed) for seed in sorted({report.seed for runs in reports.values() for report in runs}))
-    gates = json.loads((ROOT / "model_cards" / "benchmark_gates.json").read_text(encoding="utf-8"))
-    conditions, arguments = first.latency_conditions, gates["arguments"]
-    digits = f"""
+    conditions = first.latency_conditions
+    text = f"""
         **Digits**: `accelerate launch recipes/digits.py --model MODEL --seed N`, small networks trained from scratch,
         half of their blocks pruned. Means over the seeds {seeds}, in brackets the least and the greatest. Accuracy on
         450 held-out images. Latency: {conditions["statistic"]}; {conditions["device"]}, {conditions["dtype"]},
         {conditions["mode"]}, {conditions["threads"]} thread, torch {first.versions["torch"]}, transformers
         {first.versions["transformers"]}. Small images: it shows that the whole way works, and promises nothing for
         yours."""
-    training = f"""
+    return [paragraph(text), side_by_side({name: facts(runs) for name, runs in reports.items()})]
+
+
+def latency_part() -> list[str]:
+    results = read("benchmark_latency.json")
+    arguments, versions = results["arguments"], results["versions"]
+    text = f"""
+        **Speed at real size**: `python recipes/benchmark_latency.py`, networks of timm at 224×224 with random weights,
+        every site merged that pays. {results["device"]}, {arguments["dtype"]}, {results["threads"]} threads, medians of
+        {arguments["rounds"]} rounds in turn, torch {versions["torch"]}, timm {versions["timm"]}. What accuracy is left
+        at that point is another question: nobody prunes every block. All levels are in
+        [recipes/benchmark_latency.md](recipes/benchmark_latency.md)."""
+    return [paragraph(text), summary(results)]
+
+
+def gates_part() -> list[str]:
+    gates = read("benchmark_gates.json")
+    arguments = gates["arguments"]
+    text = f"""
         **What gates cost while training**: `python recipes/benchmark_gates.py`, a DeiT-S-shaped network with all its
         FFNs gated. {gates["device"]}, {"bfloat16 autocast" if arguments["bf16"] else "float32"}, {gates["threads"]}
         threads, batch {arguments["batch_size"]}, {arguments["image_size"]} pixels; medians of {arguments["rounds"]}
         steps in turn, ratios within each turn. At λ = 0.5 both sides of each gate are computed, at λ = 1 the pruned
         one. Memory is the peak of a process of its own for each, Python and libraries included."""
-    columns = {name: facts(runs) for name, runs in reports.items()}
-    parts = [paragraph(digits), side_by_side(columns), paragraph(training), gates_table(gates)]
-    return "\n" + "\n\n".join(parts) + "\n\n"
+    return [paragraph(text), gates_table(gates)]
+
+
+def coverage_part() -> list[str]:
+    document = read("benchmark_coverage.json")
+    versions = document["versions"]
+    text = f"""
+        `python recipes/benchmark_coverage.py` tries one small model of each module of timm {versions["timm"]} and every
+        image classifier of transformers {versions["transformers"]}: sites found, gated, closed, merged in float64 and
+        float32, saved, loaded. What became of each, and why not, is in
+        [recipes/benchmark_coverage.md](recipes/benchmark_coverage.md)."""
+    return ["### Coverage", paragraph(text), totals([Row(**row) for row in document["rows"].values()])]
+
+
+def read(name: str) -> dict[str, Any]:
+    """Return the JSON file `name` that a run left."""
+    document: dict[str, Any] = json.loads((CARDS / name).read_text(encoding="utf-8"))
+    return document
 
 
 def paragraph(text: str) -> str:
