@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from updp_hf.core import affine
 from updp_hf.core.gate import Gate, gates
+from updp_hf.core.kernels import move_padding
 from updp_hf.core.modes import evaluation
 from updp_hf.core.plan import Plan
 from updp_hf.core.sites import Form, Site
@@ -109,7 +110,8 @@ def _merge_site_(merged: nn.Module, site: Site) -> dict[str, dict[str, Any]]:
     home = next(slot for slot, module in modules.items() if isinstance(module, nn.Linear | nn.Conv2d))
     like = affine.read(modules[home])
     maps = [affine.read(module, like) for module in modules.values() if not isinstance(module, nn.Identity)]
-    result = affine.write(affine.fold(maps), like=modules[home])
+    moved, _ = move_padding(maps)  # where the gates have it
+    result = affine.write(affine.fold(moved), like=modules[home])
     layout = {slot: {"kind": "mark"} if slot in site.marked else identity for slot in slots}
     for slot in slots:
         set_slot(merged, slot, Mark() if slot in site.marked else nn.Identity())

@@ -1,6 +1,6 @@
 """Gates: slots of a model on their way from what the checkpoint holds to what the pruned model will hold."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from updp_hf.layout_updp import marked
 
-__all__ = ["Blend", "Bypass", "ConvGate", "Gate", "MarkGate", "Shortcut", "gates", "is_gated"]
+__all__ = ["Blend", "Bypass", "ConvGate", "FillGate", "Gate", "MarkGate", "Shortcut", "gates", "is_gated"]
 
 
 class Gate(nn.Module):
@@ -211,6 +211,57 @@ class ConvGate(Gate):
             if conv.bias is not None:
                 closed.bias.copy_(conv.bias)
         return closed.train(conv.training)
+
+
+class FillGate(Gate):
+    """A padded convolution of a run in which only pointwise maps come before it.
+
+    With the padding at the front of the run, as the merged convolution has it, the run's pointwise maps turn its zeros
+    into a constant for each channel. Here the convolution pads with λ times that constant, so that nothing moves, and
+    the statistics of a BatchNorm on the way see the image alone.
+
+    Args:
+        original: the convolution.
+        padding: what it pads, in the order of `F.pad`.
+        front: what stands in the run's slots before it, in order.
+    """
+
+    def __init__(self, original: nn.Conv2d, padding: tuple[int, ...], front: Sequence[nn.Module]):
+        super().__init__(original)
+        self.original: nn.Conv2d
+        self.padding = padding
+        self.front = tuple(front)  # in a tuple, for these are no parts of this slot
+
+    def forward_between(self, x: Tensor) -> Tensor:
+        return self._convolve(x, self.lam.to(x.dtype) * self._constant(x))
+
+    def forward_closed(self, x: Tensor) -> Tensor:
+        return self._convolve(x, self._constant(x))
+
+    def _convolve(self, x: Tensor, constant: Tensor) -> Tensor:
+        conv = self.original
+        inside = F.pad(x.new_ones(x.shape[-2:]), self.padding)
+        filled = F.pad(x, self.padding) + (1 - inside) * constant
+        return F.conv2d(filled, conv.weight, conv.bias, conv.stride, 0, conv.dilation, conv.groups)
+
+    def _constant(self, x: Tensor) -> Tensor:
+        """Return what the closed front makes of zeros in evaluation mode, (1, channels, 1, 1)."""
+        convs = [module for module in self.front if isinstance(module, nn.Conv2d)]
+        value = x.new_zeros(1, convs[0].in_channels, 1, 1)
+        for module in self.front:
+            closed = module.closed() if isinstance(module, Gate) and not isinstance(module, ConvGate) else module
+            if isinstance(closed, nn.modules.batchnorm._BatchNorm):
+                assert closed.running_mean is not None
+                assert closed.running_var is not None
+                # Of copies: training goes on to change the statistics before the gradients are computed.
+                mean, variance = closed.running_mean.clone(), closed.running_var.clone()
+                value = F.batch_norm(value, mean, variance, closed.weight, closed.bias, eps=closed.eps)
+            else:
+                value = closed(value)
+        return value.to(x.dtype)
+
+    def closed(self) -> nn.Module:
+        return self.original
 
 
 class Shortcut(Gate):

@@ -1,12 +1,13 @@
 """From a site to the gates that close it, one for each slot that changes."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from torch import nn
 
 from updp_hf.core.affine import empty, read
 from updp_hf.core.closable import close_activation, close_norm
-from updp_hf.core.gate import Blend, Bypass, ConvGate, Gate, MarkGate, Shortcut
+from updp_hf.core.gate import Blend, Bypass, ConvGate, FillGate, Gate, MarkGate, Shortcut
 from updp_hf.core.kernels import crop, move_padding
 from updp_hf.core.runs import merged_map
 from updp_hf.core.sites import Form, Site
@@ -37,7 +38,7 @@ def build_gates(model: nn.Module, site: Site, start: str) -> dict[str, Gate]:
             found[slot] = MarkGate(original)
     if start == "fit":
         return found | _shortcut_gates(model, site, inside)
-    return found | _conv_gates(site, {slot: get_slot(model, slot) for slot in dense})
+    return found | _conv_gates(site, {slot: found.get(slot) or get_slot(model, slot) for slot in site.run})
 
 
 def _dense(model: nn.Module, site: Site) -> dict[str, nn.Module]:
@@ -76,20 +77,34 @@ def _zeroed(module: nn.Module) -> nn.Module:
     return module
 
 
-def _conv_gates(site: Site, dense: Mapping[str, nn.Module]) -> dict[str, Gate]:
-    """Build the gates of the convolutions whose padding moves to the front, or whose outer taps close."""
-    convs = {slot: conv for slot, conv in dense.items() if isinstance(conv, nn.Conv2d)}
+def _conv_gates(site: Site, modules: Mapping[str, nn.Module]) -> dict[str, Gate]:
+    """Build the gates of the convolutions whose padding has to be at the front, or whose outer taps close.
+
+    `modules` is what stands in the slots of the run, with the gates of all others.
+    """
+    convs = {slot: module for slot, module in modules.items() if isinstance(module, nn.Conv2d)}
     if not convs:
         return {}
-    maps = {slot: read(conv, device="meta") for slot, conv in convs.items()}
-    closed, rings = move_padding([crop(map) if slot in site.cropped else map for slot, map in maps.items()])
+    own = [read(conv, device="meta") for conv in convs.values()]
+    closed = [crop(map) if slot in site.cropped else map for slot, map in zip(convs, own, strict=True)]
+    moved, rings = move_padding(closed)
+    padded = [i for i, map in enumerate(closed) if i and any(map.padding)]
+    fills = all(math.prod(map.kernel) == 1 and not any(map.padding) for i in padded for map in closed[:i])
     nothing = (0,) * 4
     found: dict[str, Gate] = {}
     for index, (slot, conv) in enumerate(convs.items()):
-        own, at_end, is_cropped = maps[slot].padding, closed[index].padding, slot in site.cropped
-        between = own if is_cropped else nothing  # a kernel on its way to its centre pads as in the checkpoint
-        if index == 0:
-            between = tuple(map(sum, zip(between, at_end, strict=True)))
-        if any(rings[index]) or is_cropped or between != own:
-            found[slot] = ConvGate(conv, between, rings[index], is_cropped, at_end)
+        is_cropped, ring, at_end = slot in site.cropped, rings[index], moved[index].padding
+        # A kernel on its way to its centre pads as in the checkpoint.
+        between = own[index].padding if is_cropped else nothing
+        if fills and is_cropped:
+            found[slot] = ConvGate(conv, between, nothing, is_cropped, nothing)
+        elif fills and index in padded:
+            slots = list(modules)
+            front = [found.get(other, modules[other]) for other in slots[: slots.index(slot)]]
+            found[slot] = FillGate(conv, closed[index].padding, front)
+        elif not fills:
+            if index == 0:
+                between = tuple(map(sum, zip(between, at_end, strict=True)))
+            if any(ring) or is_cropped or between != own[index].padding:
+                found[slot] = ConvGate(conv, between, ring, is_cropped, at_end)
     return found

@@ -186,7 +186,7 @@ def _site(structure: Structure, block: str, form: Form, chain: list[Call], segme
         macs_saved=segment.macs_saved,
         seconds_saved=segment.seconds_saved,
     )
-    channels, axis = structure.channels_behind(run[-1], parts[segment.dense[-1]].axis or -1, block)
+    channels, axis = structure.channels_behind(block)
     return replace(site, channels=channels, channel_axis=axis)
 
 

@@ -58,8 +58,8 @@ class Structure:
             here = ".".join(names[:length])
             if isinstance(entry, _LISTS) and not plain and self._is_plain(here, entry):
                 plain = here
-            if not self._holds_two(here):
-                continue
+            if not self._holds_two(here) or isinstance(entry, nn.ModuleList | nn.ModuleDict):
+                continue  # a list is called by nobody, so it can be no block
             kinds = [type(unwrap(child)) for child in parent._modules.values() if child and has_children(child)]
             is_list = isinstance(parent, _LISTS) or len(set(kinds)) == 1
             if is_list and len(set(kinds)) < len(kinds):
@@ -88,18 +88,23 @@ class Structure:
         paths = [call.path for call in run]
         return [path for path in paths if not any(path.startswith(f"{other}.") for other in paths)]
 
-    def channels_behind(self, call: Call, axis: int, block: str) -> tuple[int, int]:
-        """Return how many channels `block` returns and on which axis, following `call`, which has them on `axis`."""
-        shape = call.shape or (0,)
-        while True:
-            users = [user for user in call.users if user.path == block or user.path.startswith(f"{block}.")]
-            if not users or users[0].shape is None or len(users[0].shape or ()) != len(shape):
-                return shape[axis], axis
-            call = users[0]
+    def channels_behind(self, block: str) -> tuple[int, int]:
+        """Return how many channels `block` returns, and on which axis: that of what they come from, permuted or not."""
+        calls = self.graph.within(block)
+        inside = set(calls)
+        result = [call for call in calls if call.is_output or any(user not in inside for user in call.users)][-1]
+        shape = result.shape or (0,)
+        queue = [(result, tuple(range(len(shape))))]  # with the axis of the call that each axis of the result is
+        for call, axes in queue:
+            part = self.parts.get(call)
+            if part is not None and part.axis is not None and len(call.shape or ()) == len(shape):
+                axis = axes.index(part.axis % len(shape))
+                return shape[axis], 1 if axis == 1 and len(shape) == 4 else -1
             if [node.target for node in call.operations] == [torch.ops.aten.permute.default]:
-                dims = list(call.operations[0].args[1])  # type: ignore[arg-type]
-                axis = 1 if dims.index(axis % len(dims)) == 1 else -1
-            shape = call.shape or shape
+                dims = call.operations[0].args[1]
+                axes = tuple(int(dims[axis]) for axis in axes)  # type: ignore[index,arg-type]
+            queue += [(source, axes) for source in call.inputs if source in inside]
+        return shape[-1], -1
 
     # parts and reasons
 
@@ -121,7 +126,8 @@ class Structure:
         else:
             reason = self._take_part(call, module)
         if reason:
-            self.reasons.setdefault(self.block_of(call.path), []).append(f"{call.path!r} {reason}")
+            found = self.reasons.setdefault(self.block_of(call.path), [])
+            found += [] if (where := f"{call.path!r} {reason}") in found else [where]
 
     def _take_part(self, call: Call, module: nn.Module) -> str:
         """Enter the part that `call` takes, or return why it takes none."""
