@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from updp_hf.layout_updp import marked
+from updp_hf.layout_updp import marked, unwrap
 
 __all__ = ["Blend", "Bypass", "ConvGate", "FillGate", "Gate", "MarkGate", "Shortcut", "gates", "is_gated"]
 
@@ -246,8 +246,8 @@ class FillGate(Gate):
 
     def _constant(self, x: Tensor) -> Tensor:
         """Return what the closed front makes of zeros in evaluation mode, (1, channels, 1, 1)."""
-        convs = [module for module in self.front if isinstance(module, nn.Conv2d)]
-        value = x.new_zeros(1, convs[0].in_channels, 1, 1)
+        channels = next(conv.in_channels for conv in map(unwrap, self.front) if isinstance(conv, nn.Conv2d))
+        value = x.new_zeros(1, channels, 1, 1)
         for module in self.front:
             closed = module.closed() if isinstance(module, Gate) and not isinstance(module, ConvGate) else module
             if isinstance(closed, nn.modules.batchnorm._BatchNorm):

@@ -97,7 +97,9 @@ class Structure:
         queue = [(result, tuple(range(len(shape))))]  # with the axis of the call that each axis of the result is
         for call, axes in queue:
             part = self.parts.get(call)
-            if part is not None and part.axis is not None and len(call.shape or ()) == len(shape):
+            if len(call.shape or ()) != len(shape):
+                continue
+            if part is not None and part.axis is not None:
                 axis = axes.index(part.axis % len(shape))
                 return shape[axis], 1 if axis == 1 and len(shape) == 4 else -1
             if [node.target for node in call.operations] == [torch.ops.aten.permute.default]:
