@@ -11,6 +11,7 @@ from updp_hf.calibration import calibrate_, recalibrate_batch_norms_
 from updp_hf.callback import UPDPCallback
 from updp_hf.configuration_updp import UPDPConfig
 from updp_hf.core.closable import register_closable
+from updp_hf.core.cost import LatencyTable
 from updp_hf.core.plan import Plan
 from updp_hf.core.policy import ramp
 from updp_hf.core.sites import Form, Site
@@ -26,6 +27,7 @@ from updp_hf.training_args import UPDPTrainingArguments
 __all__ = [
     "Accuracy",
     "Form",
+    "LatencyTable",
     "Plan",
     "Report",
     "Site",

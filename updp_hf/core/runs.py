@@ -1,11 +1,11 @@
 """Runs: affine modules, each feeding only the next, with closable non-linearities between them, and what merging saves.
 
-A chain of many layers is split into the shortest runs that pay, so that no more non-linearities are closed than what
-the merge needs.
+A chain of many layers is split into the runs that save most for each non-linearity that they close, so that none is
+closed in vain, and a plain network does not become one monstrous kernel.
 """
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 from torch import nn
@@ -142,17 +142,19 @@ def _ways(
         merged = merged_map(maps, choice)
         if affine.is_writable(merged):
             macs = sum(call.macs for call in calls) - _positions(calls[-1], merged) * merged.weight.numel()
-            seconds = None
-            if latencies is not None:
-                shape = calls[0].inputs[0].shape or ()
-                before = nn.Sequential(*(structure.modules[path] for path in structure.outermost(calls)))
-                after = affine.empty(merged).to(next(before.parameters()))
-                for parameter in after.parameters():
-                    nn.init.zeros_(parameter)  # what memory holds by chance may be slow to multiply
-                seconds = latencies.of(before, shape) - latencies.of(after, shape)
+            seconds = None if latencies is None else _seconds_saved(structure, calls, merged, latencies)
             positions = tuple(i for i, is_cropped in zip(dense, choice, strict=True) if is_cropped)
             found.append(_Segment(tuple(dense), positions, closed, merged, macs, seconds))
     return found
+
+
+def _seconds_saved(structure: Structure, calls: list[Call], merged: AffineMap, latencies: LatencyTable) -> float:
+    before = nn.Sequential(*(structure.modules[path] for path in structure.outermost(calls)))
+    after = affine.empty(merged).to(next(before.parameters()))
+    for parameter in after.parameters():
+        nn.init.zeros_(parameter)  # what memory holds by chance may be slow to multiply
+    shape = calls[0].inputs[0].shape or ()
+    return latencies.of(before, shape) - latencies.of(after, shape)
 
 
 def _site(structure: Structure, block: str, form: Form, chain: list[Call], segment: _Segment) -> Site:
@@ -168,8 +170,10 @@ def _site(structure: Structure, block: str, form: Form, chain: list[Call], segme
     shared = [call for call in calls if structure.is_shared(call)]
     run = [call for call in calls if call not in shared]
     norms = [call for call in run if structure.parts[call].role in _CLOSES_TO_BATCH_NORM]
-    merged, last = segment.merged, chain[segment.dense[-1]]
-    site = Site(
+    merged = segment.merged
+    params = sum(count_parameters(structure.modules[path]) for path in structure.outermost(run))
+    channels, channel_axis = structure.channels_behind(block)
+    return Site(
         form=form,
         block=block,
         run=tuple(call.path for call in run),
@@ -179,19 +183,14 @@ def _site(structure: Structure, block: str, form: Form, chain: list[Call], segme
         shared=tuple(dict.fromkeys(call.path for call in shared)),
         marked=tuple(call.inputs[0].path for call in shared),
         cropped=tuple(chain[i].path for i in segment.cropped),
-        tokens=_positions(last, merged),
-        params_saved=sum(count_parameters(structure.modules[path]) for path in structure.outermost(run))
-        - merged.weight.numel()
-        - merged.bias.numel(),
+        channels=channels,
+        channel_axis=channel_axis,
+        tokens=_positions(chain[segment.dense[-1]], merged),
+        params_saved=params - merged.weight.numel() - merged.bias.numel(),
         macs_saved=segment.macs_saved,
         seconds_saved=segment.seconds_saved,
     )
-    channels, axis = structure.channels_behind(block)
-    return replace(site, channels=channels, channel_axis=axis)
 
 
 def _positions(call: Call, map: AffineMap) -> int:
-    size = 1
-    for length in call.shape or ():
-        size *= length
-    return size // map.out_channels
+    return math.prod(call.shape or ()) // map.out_channels
