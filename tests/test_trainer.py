@@ -21,6 +21,8 @@ from tiny_training import (
     last_two,
     logits,
     losses,
+    mobilenet,
+    resnet,
     timm_vit,
     trainer,
     vit,
@@ -30,7 +32,19 @@ from torch.utils.data import IterableDataset
 from transformers import AutoModelForImageClassification, TrainerCallback, ViTForImageClassification, ViTImageProcessor
 
 import updp_hf.trainer
-from updp_hf import Plan, Report, UPDPForImageClassification, UPDPTrainer, calibrate_, find_sites, gate_, ramp
+from updp_hf import (
+    Plan,
+    Report,
+    UPDPForImageClassification,
+    UPDPTrainer,
+    calibrate_,
+    close_,
+    find_sites,
+    gate_,
+    merge,
+    ramp,
+)
+from updp_hf.core.cost import count_parameters
 from updp_hf.core.gate import gates
 from updp_hf.core.plan import PlanError
 from updp_hf.distillation import distillation_losses
@@ -48,11 +62,11 @@ def names(folder: Path) -> set[str]:
 # the straight line
 
 
-@pytest.mark.parametrize("build", [vit, deit, timm_vit])
+@pytest.mark.parametrize("build", [vit, deit, timm_vit, resnet, mobilenet])
 def test_train_ends_closed_and_saves_the_merged_model(tmp_path, build):
     run = trainer(tmp_path, build())
     run.train()
-    assert plan_of(run.model).blocks == [site.block for site in find_sites(build()).sites[-2:]]
+    assert plan_of(run.model).blocks == [site.block for site in find_sites(build()).sites if site.pays][-2:]
     assert {float(gate.lam) for _, gate in gates(run.model)} == {1.0}
 
     run.save_model()
@@ -83,7 +97,7 @@ def test_what_the_arguments_ask_for_is_trained_and_merged(tmp_path, changes):
     run.train()
     run.save_model()
     assert len(plan_of(run.model).sites) == 2
-    assert {site.form for site in plan_of(run.model).sites} == {changes.get("form", "ffn")}
+    assert {site.form for site in plan_of(run.model).sites} == {changes.get("form", "merge")}
     loaded = AutoModelForImageClassification.from_pretrained(tmp_path)
     torch.testing.assert_close(logits(loaded), logits(run.model), rtol=0.0, atol=1e-3)
 
@@ -277,6 +291,8 @@ RESUMED = {
     "vit": (vit, {}),
     "deit with dropout": (deit, {}),
     "timm": (timm_vit, {}),
+    "padding that is filled, BatchNorms": (mobilenet, {}),
+    "cropped kernels, end activation, fit": (resnet, {"start": "fit", "end_activation": "relu"}),
     "fit, end activation, accumulation, teacher": (
         vit,
         {
@@ -524,6 +540,41 @@ def test_bf16(tmp_path, build):
     # Training goes on in bf16 after the merge, which looked at a copy.
     assert not torch.equal(logits(loaded), logits(run.model))
     torch.testing.assert_close(logits(loaded), logits(run.model), rtol=0.0, atol=5e-2)
+
+
+@pytest.mark.parametrize("build", [vit, resnet, mobilenet])
+@pytest.mark.parametrize("averages_buffers", [True, False])
+def test_an_average_of_the_weights_is_closed_and_merged(tmp_path, build, averages_buffers):
+    run = trainer(tmp_path, build())
+    run.train()
+    average = torch.optim.swa_utils.AveragedModel(
+        run.model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.5), use_buffers=averages_buffers
+    )
+    for gate in (gate for _, gate in gates(average.module)):
+        gate.set_lambda_(0.5)  # as after averaging over the ramp
+    with pytest.raises(MergeError, match="not closed"):
+        merge(average.module)
+    close_(average.module)
+    torch.testing.assert_close(logits(merge(average.module)), logits(average.module), rtol=0.0, atol=1e-4)
+
+
+@pytest.mark.parametrize("cost", ["macs", "latency"])
+def test_the_report_tells_what_latencies_the_sites_were_chosen_by(tmp_path, cost, monkeypatch):
+    def by_parameters(models, inputs, **options):
+        return {name: [float(count_parameters(model))] * len(inputs) for name, model in models.items()}
+
+    monkeypatch.setattr("updp_hf.core.cost.measure_latency", by_parameters)
+    run = trainer(tmp_path, resnet(), cost=cost, max_steps=2)
+    run.train()
+    run.save_model()
+    table = Report.load(tmp_path).latencies
+    if cost == "macs":
+        assert table == {}
+    else:
+        assert table["batch_size"] == 16
+        kinds = [key for key in table["seconds"] if key.startswith("Conv2d(8, 8") and ";" not in key]
+        assert kinds
+        assert all(" at (16, 8, " in key and key.endswith("float32, cpu") for key in kinds)
 
 
 @pytest.mark.slow

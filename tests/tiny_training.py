@@ -11,6 +11,8 @@ from torch.utils.data import Dataset
 from transformers import (
     DeiTConfig,
     DeiTForImageClassification,
+    ResNetConfig,
+    ResNetForImageClassification,
     TimmWrapperConfig,
     TimmWrapperForImageClassification,
     Trainer,
@@ -68,6 +70,16 @@ def timm_vit(seed: int = 0) -> TimmWrapperForImageClassification:
     return _drawn(lambda: TimmWrapperForImageClassification(config), seed)
 
 
+def resnet(seed: int = 0) -> ResNetForImageClassification:
+    shape = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [2, 2], "layer_type": "basic", "image_size": 16}
+    return _drawn(lambda: ResNetForImageClassification(ResNetConfig(**shape, num_labels=CLASSES)), seed)
+
+
+def mobilenet(seed: int = 0) -> TimmWrapperForImageClassification:
+    config = TimmWrapperConfig(architecture="mobilenetv2_035", num_labels=CLASSES, image_size=16)
+    return _drawn(lambda: TimmWrapperForImageClassification(config), seed)
+
+
 def _drawn(build: Any, seed: int) -> Any:
     """Build a model whose weights, all of them, are random and make logits that differ from image to image."""
     with torch.random.fork_rng():
@@ -80,7 +92,7 @@ def _drawn(build: Any, seed: int) -> Any:
 
 
 @cache
-def last_two(build: Callable[[], nn.Module], form: str = "ffn") -> Plan:
+def last_two(build: Callable[[], nn.Module], form: str = "merge") -> Plan:
     return Plan(find_sites(build(), [form]).sites[-2:])
 
 
