@@ -10,13 +10,19 @@ from torch.testing import assert_close
 from updp_hf.core.gate import Blend
 from updp_hf.layout_updp import (
     MAX_FEATURES,
+    MAX_KERNEL,
     ChannelBatchNorm,
     EndActivation,
+    Mark,
     Skip,
+    UnlessMarked,
     Zero,
     apply_layout_,
+    batch_norm,
     first_tensor,
     get_slot,
+    layout_of,
+    let_marked_pass_,
     set_slot,
 )
 
@@ -46,7 +52,9 @@ class Net(nn.Module):
 
 X = torch.randn(3, 5, 4)
 LINEAR = {"kind": "linear", "in_features": 4, "out_features": 4, "bias": True}
-END = {"kind": "end", "channels": 4, "eps": 1e-5, "activation": "relu"}
+CONV = {"kind": "conv2d", "in_channels": 4, "out_channels": 8, "kernel_size": [3, 5], "stride": [2, 1]}
+CONV |= {"padding": [1, 0], "dilation": [1, 2], "groups": 2, "bias": True}
+END = {"kind": "end", "channels": 4, "eps": 1e-5, "channel_axis": -1, "activation": "relu"}
 
 
 # slots
@@ -125,6 +133,29 @@ def test_channel_batch_norm_normalises_the_last_axis():
     assert_close(y, (x - x.mean((0, 1))) / x.std((0, 1), correction=0))
 
 
+def test_a_batch_norm_normalises_the_channels_of_its_axis():
+    x = torch.randn(64, 4, 4, 4).double() * 2 + 3
+    for axis, others in ((1, (0, 2, 3)), (-1, (0, 1, 2))):
+        expected = (x - x.mean(others, keepdim=True)) / x.std(others, correction=0, keepdim=True)
+        assert_close(batch_norm(4, 1e-12, axis).double()(x), expected)
+
+
+@pytest.mark.parametrize("act", [nn.ReLU(), nn.ReLU(inplace=True), nn.Sequential(nn.SiLU(inplace=True))], ids=repr)
+def test_an_activation_lets_pass_what_is_marked_and_nothing_else(act):
+    net = nn.ModuleDict({"mark": Mark(), "act": act})
+    let_marked_pass_(net, "act")
+    let_marked_pass_(net, "act")  # which changes nothing any more
+    assert isinstance(net["act"], UnlessMarked)
+    if isinstance(act, nn.Sequential):
+        assert get_slot(net, "act.0") is act[0]  # the slots of the stock architecture stay where they are
+    expected = act(X.clone())
+    x = X.clone()
+    assert torch.equal(net["act"](net["mark"](x)), X)
+    assert torch.equal(net["act"](x), expected)  # the mark holds for one call
+    assert torch.equal(net["act"](X + 0), expected)
+    assert torch.equal(net["act"](net["mark"](X + 0) * 1), expected)  # and for the value itself
+
+
 def test_an_end_activation_follows_the_block_and_takes_over_its_mode():
     block = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(5).train()).eval()
     block[1].train()
@@ -139,6 +170,50 @@ def test_an_end_activation_follows_the_block_and_takes_over_its_mode():
 
 
 # layouts
+
+
+CONVOLUTIONS = {
+    "plain": lambda: nn.Conv2d(4, 8, 3, padding=1),
+    "not square": lambda: nn.Conv2d(4, 8, (3, 5), stride=(2, 1), padding=(0, 3), dilation=(1, 2)),
+    "groups": lambda: nn.Conv2d(4, 8, 3, groups=2, bias=False),
+    "depthwise": lambda: nn.Conv2d(8, 8, 7, padding=3, groups=8),
+    "largest": lambda: nn.Conv2d(1, 1, MAX_KERNEL, padding=MAX_KERNEL, stride=MAX_KERNEL, dilation=MAX_KERNEL),
+    "linear": lambda: nn.Linear(4, 8),
+    "linear without bias": lambda: nn.Linear(4, 8, bias=False),
+}
+
+
+@pytest.mark.parametrize("make", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
+def test_what_a_layout_says_of_a_module_builds_its_like(make):
+    module, net = make(), Net()
+    spec = json.loads(json.dumps(layout_of(module)))
+    apply_layout_(net, {"blocks.0.mlp.fc1": spec})
+    built = net.blocks[0].mlp["fc1"]
+    assert repr(built) == repr(module)
+    built.load_state_dict(module.state_dict())
+    assert layout_of(built) == layout_of(module)
+    if isinstance(module, nn.Conv2d) and module.kernel_size[0] < MAX_KERNEL:
+        x = torch.randn(2, module.in_channels, 11, 12)
+        assert torch.equal(built(x), module(x))
+
+
+def test_a_layout_says_which_axis_the_channels_of_a_block_s_end_are_on():
+    net = Net()
+    apply_layout_(net, {"blocks.0": END, "blocks.1": END | {"channel_axis": 1}})
+    assert isinstance(net.blocks[0].end[0], ChannelBatchNorm)
+    assert isinstance(net.blocks[1].end[0], nn.BatchNorm2d)
+    assert net.blocks[1].end[0].num_features == 4
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_layout_marks_what_an_activation_is_to_let_pass(order):
+    net = Net()
+    layout = {"blocks.0.norm": {"kind": "mark"}, "blocks.0.mlp.act": {"kind": "unless_marked"}}
+    apply_layout_(net, dict(list(layout.items())[::order]))
+    assert isinstance(net.blocks[0].norm, Mark)
+    assert isinstance(net.blocks[0].mlp["act"], UnlessMarked)
+    assert isinstance(net.blocks[0].mlp["act"].activation, nn.GELU)
+
 
 LAYOUT = {
     "blocks.0": END,
@@ -187,6 +262,23 @@ HOSTILE = {
     "number for a flag": {"blocks.0.mlp.fc1": LINEAR | {"bias": 1}},
     "no channels": {"blocks.0.mlp.fc1": LINEAR | {"out_features": 0}},
     "negative": {"blocks.0.mlp.fc1": LINEAR | {"out_features": -4}},
+    "kernel of one number": {"blocks.0.mlp.fc1": CONV | {"kernel_size": 3}},
+    "kernel of three": {"blocks.0.mlp.fc1": CONV | {"kernel_size": [3, 3, 3]}},
+    "kernel of fractions": {"blocks.0.mlp.fc1": CONV | {"kernel_size": [3, 3.0]}},
+    "kernel of flags": {"blocks.0.mlp.fc1": CONV | {"kernel_size": [True, True]}},
+    "kernel of nothing": {"blocks.0.mlp.fc1": CONV | {"kernel_size": [3, 0]}},
+    "stride of nothing": {"blocks.0.mlp.fc1": CONV | {"stride": [0, 1]}},
+    "negative padding": {"blocks.0.mlp.fc1": CONV | {"padding": [-1, 0]}},
+    "padding as text": {"blocks.0.mlp.fc1": CONV | {"padding": "same"}},
+    "dilation of nothing": {"blocks.0.mlp.fc1": CONV | {"dilation": [1, 0]}},
+    "groups that do not divide": {"blocks.0.mlp.fc1": CONV | {"groups": 3}},
+    "groups that divide the input only": {"blocks.0.mlp.fc1": CONV | {"out_channels": 3}},
+    "groups that divide the output only": {"blocks.0.mlp.fc1": CONV | {"in_channels": 3}},
+    "no groups": {"blocks.0.mlp.fc1": CONV | {"groups": 0}},
+    "padding mode": {"blocks.0.mlp.fc1": CONV | {"padding_mode": "reflect"}},
+    "end without an axis": {"blocks.0": {name: value for name, value in END.items() if name != "channel_axis"}},
+    "end of another axis": {"blocks.0": END | {"channel_axis": 0}},
+    "end of no axis": {"blocks.0": END | {"channel_axis": None}},
     "many outputs": {"blocks.1": {"kind": "skip", "outputs": 10**9}},
     "negative outputs": {"blocks.1": {"kind": "zero", "outputs": -1}},
     "unknown activation": {"blocks.0": END | {"activation": "eval"}},
@@ -216,6 +308,13 @@ def test_a_layout_that_is_not_right_is_refused_and_nothing_has_changed(hostile):
         ("blocks.0.mlp.fc1", LINEAR | {"in_features": MAX_FEATURES + 1, "out_features": 10**12}),
         ("blocks.0.mlp.fc1", LINEAR | {"out_features": 10**12}),
         ("blocks.0", END | {"channels": 10**12}),
+        ("blocks.0", END | {"channels": 10**12, "channel_axis": 1}),
+        ("blocks.0.mlp.fc1", CONV | {"in_channels": 10**12}),
+        ("blocks.0.mlp.fc1", CONV | {"out_channels": MAX_FEATURES + 2}),
+        ("blocks.0.mlp.fc1", CONV | {"kernel_size": [10**6, 10**6]}),
+        ("blocks.0.mlp.fc1", CONV | {"kernel_size": [3, MAX_KERNEL + 1]}),
+        ("blocks.0.mlp.fc1", CONV | {"padding": [10**12, 0]}),
+        ("blocks.0.mlp.fc1", CONV | {"dilation": [1, 10**12]}),
     ],
 )
 def test_an_absurd_size_is_refused_before_anything_is_allocated(monkeypatch, path, absurd):

@@ -74,5 +74,5 @@ def test_pruning_without_images_is_refused():
 
 def test_form_that_the_model_lacks_is_refused():
     model = tiny_model("timm-eva02")
-    with pytest.raises(PlanError, match="has no site of the form 'ffn'"):
-        prune(model, batches_for(model), 1, form="ffn")
+    with pytest.raises(PlanError, match="has no site of the form 'merge'"):
+        prune(model, batches_for(model), 1, form="merge")

@@ -56,7 +56,7 @@ def batches_for(model):
     return [example_inputs_of(model, 16, seed) for seed in (1, 2)]
 
 
-@pytest.mark.parametrize("form", ["ffn", "branch-fit"])
+@pytest.mark.parametrize("form", ["merge", "branch-fit"])
 def test_least_damage_picks_the_harmless_site(planted, form):
     model, harmless = planted
     sites = find_sites(model, [form]).sites
@@ -69,7 +69,7 @@ def test_least_damage_picks_the_harmless_site(planted, form):
 
 def test_least_damage_is_deterministic_and_leaves_the_model_alone():
     model = tiny_model("vit").train()
-    sites = find_sites(model, ["ffn"]).sites
+    sites = find_sites(model, ["merge"]).sites
     state = copy.deepcopy(model.state_dict())
     modules = list(model.modules())
     first, second = (damages(model, sites, batches_for(model)) for _ in range(2))
@@ -83,7 +83,7 @@ def test_least_damage_is_deterministic_and_leaves_the_model_alone():
 @pytest.mark.parametrize("name", ["swinv2", "timm-swinv2"])
 def test_damage_is_measured_where_the_norm_stands_behind_the_branch(name):
     model = tiny_model(name)
-    sites = find_sites(model, ["ffn"]).sites
+    sites = find_sites(model, ["merge"]).sites
     damage = damages(model, sites, batches_for(model))
     assert len(damage) == len(sites)
     assert min(damage) > 0

@@ -18,13 +18,20 @@ def ffn(block, **fields):
             "run": slots,
             "activations": slots[2:3],
             "norms": slots[:1],
-            "container": f"{block}.mlp",
+            "norm_channels": (8,),
             "channels": 8,
             "tokens": 5,
             "params_saved": 100,
             "macs_saved": 500,
             **fields,
         }
+    )
+
+
+def conv(block):
+    slots = tuple(f"{block}.{slot}" for slot in ("conv1", "bn1", "bn1.act", "conv2"))
+    return Site(
+        Form.MERGE, block, slots, activations=slots[2:3], cropped=slots[3:], channels=8, channel_axis=1, tokens=16
     )
 
 
@@ -37,7 +44,7 @@ def attention(block):
 
 
 PLAN = Plan(
-    (ffn("blocks.0"), attention("blocks.1")),
+    (ffn("blocks.0"), attention("blocks.1"), conv("blocks.2")),
     end_activation="relu",
     base_model="someone/some-vit",
     revision="0123abc",
@@ -56,10 +63,16 @@ GOLDEN = """\
         "blocks.0.mlp.act"
       ],
       "block": "blocks.0",
+      "channel_axis": -1,
       "channels": 8,
-      "container": "blocks.0.mlp",
-      "form": "ffn",
+      "container": null,
+      "cropped": [],
+      "form": "merge",
       "macs_saved": 500,
+      "marked": [],
+      "norm_channels": [
+        8
+      ],
       "norms": [
         "blocks.0.norm"
       ],
@@ -71,15 +84,21 @@ GOLDEN = """\
         "blocks.0.mlp.act",
         "blocks.0.mlp.fc2"
       ],
+      "seconds_saved": null,
+      "shared": [],
       "tokens": 5
     },
     {
       "activations": [],
       "block": "blocks.1",
+      "channel_axis": -1,
       "channels": 0,
       "container": "blocks.1.attn",
+      "cropped": [],
       "form": "attention-drop",
       "macs_saved": 0,
+      "marked": [],
+      "norm_channels": [],
       "norms": [],
       "outputs": 2,
       "params_saved": 0,
@@ -87,7 +106,37 @@ GOLDEN = """\
         "blocks.1.norm1",
         "blocks.1.attn"
       ],
+      "seconds_saved": null,
+      "shared": [],
       "tokens": 0
+    },
+    {
+      "activations": [
+        "blocks.2.bn1.act"
+      ],
+      "block": "blocks.2",
+      "channel_axis": 1,
+      "channels": 8,
+      "container": null,
+      "cropped": [
+        "blocks.2.conv2"
+      ],
+      "form": "merge",
+      "macs_saved": 0,
+      "marked": [],
+      "norm_channels": [],
+      "norms": [],
+      "outputs": 0,
+      "params_saved": 0,
+      "run": [
+        "blocks.2.conv1",
+        "blocks.2.bn1",
+        "blocks.2.bn1.act",
+        "blocks.2.conv2"
+      ],
+      "seconds_saved": null,
+      "shared": [],
+      "tokens": 16
     }
   ],
   "start": "inherit",
@@ -118,7 +167,7 @@ def test_this_text_is_the_plan(tmp_path):
         PLAN,
         Plan((ffn("blocks.0"), ffn("blocks.11")), start="fit"),
         Plan((drop("blocks.3"),)),
-        Plan((ffn("blöcke.0", container=None, tokens=7),)),
+        Plan((ffn("blöcke.0", tokens=7),)),
     ],
     ids=lambda plan: str(plan.sites[0]),
 )
@@ -149,7 +198,7 @@ def test_a_plan_remembers_the_libraries_it_was_made_with():
     [
         {"versions": {"torch": "9.9"}},
         {"base_model": "", "revision": None},
-        {"sites": (ffn("blocks.0", params_saved=7, macs_saved=8, tokens=9), attention("blocks.1"))},
+        {"sites": (ffn("blocks.0", params_saved=7, macs_saved=8, seconds_saved=0.1, tokens=9), *PLAN.sites[1:])},
     ],
     ids=["versions", "origin", "costs"],
 )
@@ -163,9 +212,12 @@ def test_the_digest_does_not_depend_on_what_changes_no_model(changes):
         {"end_activation": "gelu"},
         {"end_activation": None},
         {"sites": (ffn("blocks.0"),)},
-        {"sites": (ffn("blocks.2"), attention("blocks.1"))},
-        {"sites": (ffn("blocks.0", form=Form.MERGE_KEEP_NORM, norms=()), attention("blocks.1"))},
-        {"sites": (ffn("blocks.0"), dataclasses.replace(attention("blocks.1"), outputs=1))},
+        {"sites": (ffn("blocks.3"), *PLAN.sites[1:])},
+        {"sites": (ffn("blocks.0", form=Form.MERGE_KEEP_NORM, norms=()), *PLAN.sites[1:])},
+        {"sites": (PLAN.sites[0], dataclasses.replace(attention("blocks.1"), outputs=1), PLAN.sites[2])},
+        {"sites": (*PLAN.sites[:2], dataclasses.replace(conv("blocks.2"), cropped=()))},
+        {"sites": (*PLAN.sites[:2], dataclasses.replace(conv("blocks.2"), channel_axis=-1))},
+        {"sites": (*PLAN.sites[:2], dataclasses.replace(conv("blocks.2"), shared=("a",), marked=("blocks.2.bn1",)))},
         {"sites": (ffn("blocks.0"),), "start": "fit"},
     ],
 )
@@ -199,6 +251,8 @@ HOSTILE = {
     "unknown form": lambda d: d | {"sites": [d["sites"][0] | {"form": "rm -rf"}]},
     "no form": lambda d: without(d, "sites", 0, "form"),
     "no run": lambda d: without(d, "sites", 0, "run"),
+    "no cropped": lambda d: without(d, "sites", 0, "cropped"),
+    "channels of no kind": lambda d: d | {"sites": [d["sites"][0] | {"norm_channels": 8}]},
     "no block": lambda d: without(d, "sites", 0, "block"),
     "unknown site field": lambda d: d | {"sites": [d["sites"][0] | {"weight": 1}]},
     "unknown start": lambda d: d | {"start": "pretend"},
@@ -251,18 +305,15 @@ def test_names_that_begin_alike_do_not_overlap():
     assert plan.blocks == ["blocks.1", "blocks.10", "blocks.11"]
 
 
-def test_nothing_is_fitted_where_there_is_no_one_module():
-    with pytest.raises(PlanError, match="'inherit'"):
-        Plan((ffn("blocks.0", container=None),), start="fit")
-    Plan((ffn("blocks.0", container=None),), start="inherit")
+def test_slots_of_one_site_may_lie_in_each_other():
+    Plan((conv("blocks.0"), conv("blocks.1")))
+    with pytest.raises(PlanError, match=r"overlap in 'blocks\.0\.bn1\.act'"):
+        Plan((ffn("blocks.0", run=("blocks.0.bn1",)), Site(Form.MERGE, "blocks.0", ("blocks.0.bn1.act",))))
 
 
 def test_no_linear_is_fitted_in_place_of_what_returns_a_tuple():
-    with pytest.raises(PlanError, match="tuple of 2"):
-        Plan((ffn("blocks.0", outputs=2),), start="fit")
     with pytest.raises(PlanError, match="tuple of 1"):
         Plan((Site(Form.BRANCH_FIT, "b", ("b.mlp",), container="b.mlp", outputs=1),))
-    Plan((ffn("blocks.0", outputs=2), attention("blocks.1")))
     Plan((attention("blocks.1"),), start="fit")
 
 
@@ -271,44 +322,27 @@ def test_nothing_follows_a_block_that_is_gone():
         Plan((drop("blocks.0"),), end_activation="relu")
 
 
-# gates
-
-
-@pytest.mark.parametrize(
-    ("site", "start", "slots"),
-    [
-        (ffn("b"), "inherit", ("b.norm", "b.mlp.act")),
-        (ffn("b"), "fit", ("b.norm", "b.mlp")),
-        (ffn("b", norms=(), run=("b.mlp.fc1", "b.mlp.act", "b.mlp.fc2")), "fit", ("b.mlp",)),
-        (ffn("b", norms=("b.norm", "b.mlp.act"), activations=()), "fit", ("b.norm", "b.mlp")),
-        (attention("b"), "inherit", ("b.attn",)),
-        (drop("b"), "inherit", ("b",)),
-        (Site(Form.BRANCH_FIT, "b", ("b.mlp",), container="b.mlp"), "inherit", ("b.mlp",)),
-    ],
-)
-def test_the_slots_that_hold_a_gate(site, start, slots):
-    assert Plan((site,), start=start).gate_slots(site) == slots
-
-
 # the plan and a model
 
 
 def test_a_plan_fits_a_model_that_has_its_sites_at_whatever_cost():
-    PLAN.check([attention("blocks.1"), ffn("blocks.0", tokens=99, params_saved=0, macs_saved=0), drop("blocks.2")])
+    dearer = ffn("blocks.0", tokens=99, params_saved=0, macs_saved=-1)
+    PLAN.check([attention("blocks.1"), dearer, drop("blocks.2"), conv("blocks.2")])
 
 
 @pytest.mark.parametrize(
     ("found", "names"),
     [
-        ([ffn(f"blocks.{i}") for i in (1, 2)], r"blocks\.1 \(ffn\), blocks\.2 \(ffn\)"),
-        ([ffn(f"blocks.{i}") for i in range(1, 9)], r"blocks\.3 \(ffn\) … blocks\.8 \(ffn\)"),
-        ([], "none of ffn"),
-        ([attention("blocks.0")], "none of ffn"),
-        ([ffn("blocks.0", channels=16)], r"blocks\.0 \(ffn\)"),
+        ([ffn(f"blocks.{i}") for i in (1, 2)], r"blocks\.1 \(merge\), blocks\.2 \(merge\)"),
+        ([ffn(f"blocks.{i}") for i in range(1, 9)], r"blocks\.3 \(merge\) … blocks\.8 \(merge\)"),
+        ([], "none of merge"),
+        ([attention("blocks.0")], "none of merge"),
+        ([ffn("blocks.0", channels=16)], r"blocks\.0 \(merge\)"),
+        ([ffn("blocks.0", cropped=("blocks.0.mlp.fc1",))], r"blocks\.0 \(merge\)"),
     ],
-    ids=["other blocks", "many", "none", "other form", "other width"],
+    ids=["other blocks", "many", "none", "other form", "other width", "other kernels"],
 )
 def test_a_plan_for_another_model_says_what_it_names_what_there_is_and_what_to_ask(found, names):
     slots = "blocks.0.norm, blocks.0.mlp.fc1, blocks.0.mlp.act, blocks.0.mlp.fc2"
-    with pytest.raises(PlanError, match=rf"names blocks\.0 \(ffn\) with the slots {slots}, .* {names}: was the plan"):
+    with pytest.raises(PlanError, match=rf"names blocks\.0 \(merge\) with the slots {slots}, .* {names}: was the plan"):
         PLAN.check(found)
