@@ -272,6 +272,10 @@ HOSTILE = {
     "padding as text": {"blocks.0.mlp.fc1": CONV | {"padding": "same"}},
     "dilation of nothing": {"blocks.0.mlp.fc1": CONV | {"dilation": [1, 0]}},
     "groups that do not divide": {"blocks.0.mlp.fc1": CONV | {"groups": 3}},
+    "valid numbers of an absurd product": {
+        "blocks.0.mlp.fc1": CONV | {"in_channels": 2**16, "out_channels": 2**16, "groups": 1, "kernel_size": [99, 99]}
+    },
+    "an axis that is true": {"blocks.0": END | {"channel_axis": True}},
     "groups that divide the input only": {"blocks.0.mlp.fc1": CONV | {"out_channels": 3}},
     "groups that divide the output only": {"blocks.0.mlp.fc1": CONV | {"in_channels": 3}},
     "no groups": {"blocks.0.mlp.fc1": CONV | {"groups": 0}},

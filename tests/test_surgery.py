@@ -127,7 +127,6 @@ def test_a_module_whose_weight_others_read_is_refused():
     assert "'0.mlp.fc1' has its parameters read by '0.reader'" in found.refused[0].reason
 
 
-@pytest.mark.xfail(strict=True)  # what stands around a module is not taken for one that reads it
 def test_a_module_whose_weight_its_block_reads_is_refused():
     found = sites(lambda block, x: block.mlp(x) + nn.functional.linear(x, block.mlp.fc1.weight[:C]), Form.MERGE)
     assert not found.sites

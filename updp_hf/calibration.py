@@ -1,5 +1,7 @@
 """Weights for the pruned sides of the gates, from some images: no labels, no gradients."""
 
+import copy
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -73,7 +75,7 @@ def recalibrate_batch_norms_(model: nn.Module, batches: Iterable[Mapping[str, An
     """
     images = check_batches(batches)
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    momenta = {norm: norm.momentum for norm in norms}
+    before = {norm: (norm.momentum, copy.deepcopy(norm.state_dict())) for norm in norms}
     with evaluation(model):
         for norm in norms:
             norm.reset_running_stats()
@@ -83,8 +85,10 @@ def recalibrate_batch_norms_(model: nn.Module, batches: Iterable[Mapping[str, An
             for batch in images if norms else ():
                 model(**model_inputs(model, batch))
         finally:
-            for norm, momentum in momenta.items():
+            for norm, (momentum, state) in before.items():
                 norm.momentum = momentum
+                if not norm.num_batches_tracked:  # it saw nothing
+                    norm.load_state_dict(state)
 
 
 class _Fit(NamedTuple):
@@ -115,7 +119,8 @@ class _Fit(NamedTuple):
         seen: list[Tensor] = []
 
         def read(x: Tensor, y: Tensor) -> None:
-            for module in self.leading:
+            x = self.leading[0](x) if isinstance(self.first, Gate) else y
+            for module in self.leading[1:]:
                 x = module(x)
             seen.append(x)
 
@@ -123,7 +128,9 @@ class _Fit(NamedTuple):
             self._add(seen.pop(), y)
 
         if self.first is self.last:
-            return {self.first: lambda x, y: self._add(x, y)}
+            return {self.first: self._add}
+        if not self.leading:
+            return {self.first: lambda x, y: seen.append(x), self.last: add}
         return {self.first: read, self.last: add}
 
     def _add(self, x: Tensor, y: Tensor) -> None:
@@ -148,6 +155,8 @@ def _moments_of_patches(conv: nn.Conv2d, x: Tensor, y: Tensor) -> list[Moments]:
     assert isinstance(conv.padding, tuple)
     patches = F.unfold(x, conv.kernel_size, conv.dilation, conv.padding, conv.stride).mT  # (batch, pixels, in * kernel)
     step = max(1, patches.shape[0] * patches.shape[1] // PATCHES)
+    while math.gcd(step, y.shape[-1]) > 1:  # else some columns would never be sampled
+        step += 1
     patches = patches.flatten(0, 1)[::step]
     wanted = y.flatten(2).mT.flatten(0, 1)[::step]
     groups = zip(patches.chunk(conv.groups, 1), wanted.chunk(conv.groups, 1), strict=True)

@@ -3,6 +3,7 @@
 This file needs nothing but torch, because it travels to the Hub together with the modelling file.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -261,7 +262,7 @@ _FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {
     "end": {
         "channels": lambda n: _is_count(n, MAX_FEATURES),
         "eps": lambda eps: isinstance(eps, float) and 0 < eps < 1,
-        "channel_axis": lambda axis: axis in (1, -1),
+        "channel_axis": lambda axis: type(axis) is int and axis in (1, -1),
         "activation": lambda name: isinstance(name, str) and name in END_ACTIVATIONS,
     },
 }
@@ -269,6 +270,14 @@ _FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {
 
 def _is_count(number: Any, largest: int) -> bool:
     return type(number) is int and 0 < number <= largest
+
+
+def _wrong_sizes(conv: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is wrong with the sizes of a convolution whose every single number is valid."""
+    if conv["in_channels"] % conv["groups"] or conv["out_channels"] % conv["groups"]:
+        return {"groups": conv["groups"]}
+    weights = conv["in_channels"] // conv["groups"] * conv["out_channels"] * math.prod(conv["kernel_size"])
+    return {} if weights <= MAX_FEATURES**2 else {"kernel_size": conv["kernel_size"]}
 
 
 def _is_pair(pair: Any, smallest: int, largest: int) -> bool:
@@ -285,8 +294,8 @@ def _check(model: nn.Module, path: Any, spec: Any) -> None:
         )
     fields = _FIELDS[kind]
     wrong = {name: spec.get(name) for name, is_valid in fields.items() if not is_valid(spec.get(name))}
-    if kind == "conv2d" and not wrong and any(spec[f"{side}_channels"] % spec["groups"] for side in ("in", "out")):
-        wrong = {"groups": spec["groups"]}
+    if kind == "conv2d" and not wrong:
+        wrong = _wrong_sizes(spec)
     if wrong or set(spec) != {"kind", *fields}:
         raise ValueError(
             f"The layout of the slot {path!r} is {dict(spec)!r}, but a {kind!r} needs valid values for exactly "

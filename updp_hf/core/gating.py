@@ -1,6 +1,5 @@
 """From a site to the gates that close it, one for each slot that changes."""
 
-import math
 from collections.abc import Mapping, Sequence
 
 from torch import nn
@@ -8,7 +7,7 @@ from torch import nn
 from updp_hf.core.affine import empty, read
 from updp_hf.core.closable import close_activation, close_norm
 from updp_hf.core.gate import Blend, Bypass, ConvGate, FillGate, Gate, MarkGate, Shortcut
-from updp_hf.core.kernels import crop, move_padding
+from updp_hf.core.kernels import can_fill, crop, move_padding
 from updp_hf.core.runs import merged_map
 from updp_hf.core.sites import Form, Site
 from updp_hf.layout_updp import Skip, Zero, get_slot, unwrap
@@ -89,7 +88,7 @@ def _conv_gates(site: Site, modules: Mapping[str, nn.Module]) -> dict[str, Gate]
     closed = [crop(map) if slot in site.cropped else map for slot, map in zip(convs, own, strict=True)]
     moved, rings = move_padding(closed)
     padded = [i for i, map in enumerate(closed) if i and any(map.padding)]
-    fills = all(math.prod(map.kernel) == 1 and not any(map.padding) for i in padded for map in closed[:i])
+    fills = can_fill(closed)
     nothing = (0,) * 4
     found: dict[str, Gate] = {}
     for index, (slot, conv) in enumerate(convs.items()):

@@ -1,11 +1,12 @@
 """What has to happen to the kernels of a run before they have one common kernel: padding moves, taps are cropped."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 from updp_hf.core.affine import AffineMap
 
-__all__ = ["can_crop", "crop", "largest", "move_padding"]
+__all__ = ["can_crop", "can_fill", "crop", "largest", "move_padding"]
 
 
 def can_crop(map: AffineMap) -> bool:
@@ -26,6 +27,15 @@ def crop(map: AffineMap) -> AffineMap:
     centre = tuple(slice(k // 2, k // 2 + 1) for k in map.kernel)
     axes = len(map.kernel)
     return replace(map, weight=map.weight[:, :, *centre], padding=(0, 0) * axes, dilation=(1,) * axes)
+
+
+def can_fill(maps: Sequence[AffineMap]) -> bool:
+    """Return whether only pointwise maps come before whatever pads, after the first map.
+
+    Then zeros in front of the run are a constant where the padding was.
+    """
+    padded = [i for i, map in enumerate(maps) if i and any(map.padding)]
+    return all(math.prod(map.kernel) == 1 and not any(map.padding) for i in padded for map in maps[:i])
 
 
 def largest(maps: Sequence[AffineMap]) -> int:

@@ -15,7 +15,7 @@ from updp_hf.core.affine import AffineMap
 from updp_hf.core.closable import Role
 from updp_hf.core.cost import LatencyTable, count_parameters
 from updp_hf.core.graph import Call
-from updp_hf.core.kernels import can_crop, crop, largest, move_padding
+from updp_hf.core.kernels import can_crop, can_fill, crop, largest, move_padding
 from updp_hf.core.sites import Form, Site
 from updp_hf.core.structure import Structure
 
@@ -46,9 +46,12 @@ class _Segment(NamedTuple):
 
 def merged_map(maps: Sequence[AffineMap], cropped: Sequence[bool]) -> AffineMap:
     """Return the one map of a closed run with the dense maps `maps`, those `cropped` reduced to their centres."""
-    closed = [crop(map) if is_cropped else map for map, is_cropped in zip(maps, cropped, strict=True)]
-    moved, _ = move_padding(closed)
+    moved, _ = move_padding(_closed(maps, cropped))
     return affine.fold(moved)
+
+
+def _closed(maps: Sequence[AffineMap], cropped: Sequence[bool]) -> list[AffineMap]:
+    return [crop(map) if is_cropped else map for map, is_cropped in zip(maps, cropped, strict=True)]
 
 
 def find_runs(
@@ -137,10 +140,13 @@ def _ways(
         cropped = [i != kept and can_crop(map) for i, map in enumerate(maps)]
         choices += [cropped] if any(cropped) else []
     calls = chain[dense[0] : dense[-1] + 1]
+    pools = any(structure.parts[call].role in _CLOSES_TO_BATCH_NORM for call in calls)
     found = []
     for choice in choices:
         merged = merged_map(maps, choice)
-        if affine.is_writable(merged):
+        # What pools positions would see the ring that moved padding leaves.
+        is_continuous = not pools or can_fill(_closed(maps, choice))
+        if affine.is_writable(merged) and is_continuous:
             macs = sum(call.macs for call in calls) - _positions(calls[-1], merged) * merged.weight.numel()
             seconds = None if latencies is None else _seconds_saved(structure, calls, merged, latencies)
             positions = tuple(i for i, is_cropped in zip(dense, choice, strict=True) if is_cropped)

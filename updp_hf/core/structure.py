@@ -35,6 +35,7 @@ class Structure:
         self.parts: dict[Call, Part] = {}  # in order of execution
         self.reasons: dict[str, list[str]] = {}
         self.foreign_readers = self._foreign_readers({real: path for real, (path, _) in stock.items()})
+        self._blocks = set(self.blocks())
         for call in self.graph.calls:
             self._classify(call)
 
@@ -65,7 +66,9 @@ class Structure:
             if is_list and len(set(kinds)) < len(kinds):
                 return here
             single = single or (here if isinstance(parent, _LISTS) else "")
-            sibling = sibling or (here if kinds.count(type(unwrap(entry))) > 1 else "")
+            kind = type(unwrap(entry))
+            is_repeated = kind is not nn.Sequential and kinds.count(kind) > 1  # which may be a stem and a head
+            sibling = sibling or (here if is_repeated else "")
         return single or sibling or plain
 
     def _holds_two(self, path: str) -> bool:
@@ -116,7 +119,8 @@ class Structure:
         for call in self.graph.calls:
             for name in call.parameters:
                 owner = stock.get(name.rpartition(".")[0])
-                if owner is not None and owner != call.path and not owner.startswith(f"{call.path}."):
+                is_own = owner == call.path or (call.is_leaf and f"{owner}.".startswith(f"{call.path}."))
+                if owner is not None and not is_own:
                     readers[owner] = call.path
         return readers
 
@@ -128,7 +132,8 @@ class Structure:
         else:
             reason = self._take_part(call, module)
         if reason:
-            found = self.reasons.setdefault(self.block_of(call.path), [])
+            block = call.path if call.path in self._blocks else self.block_of(call.path)
+            found = self.reasons.setdefault(block, [])
             found += [] if (where := f"{call.path!r} {reason}") in found else [where]
 
     def _take_part(self, call: Call, module: nn.Module) -> str:
