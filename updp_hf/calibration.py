@@ -80,7 +80,7 @@ def recalibrate_batch_norms_(model: nn.Module, batches: Iterable[Mapping[str, An
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # the mean of all batches
-            norm.train()
+            norm.training = True  # it alone, not what may lie in it
         try:
             for batch in images if norms else ():
                 model(**model_inputs(model, batch))
