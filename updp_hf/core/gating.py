@@ -6,7 +6,8 @@ from torch import nn
 
 from updp_hf.core.affine import empty, read
 from updp_hf.core.closable import close_activation, close_norm
-from updp_hf.core.gate import Blend, Bypass, ConvGate, FillGate, Gate, MarkGate, Shortcut
+from updp_hf.core.conv_gates import ConvGate, FillGate
+from updp_hf.core.gate import Blend, Bypass, Gate, MarkGate, Shortcut
 from updp_hf.core.kernels import can_fill, crop, move_padding
 from updp_hf.core.runs import merged_map
 from updp_hf.core.sites import Form, Site
