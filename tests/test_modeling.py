@@ -195,6 +195,23 @@ def test_second_round_trip_writes_the_same_files(folders, name, tmp_path):
         assert (tmp_path / file).read_bytes() == (folders[name] / file).read_bytes()
 
 
+def test_tensors_with_several_names_are_saved_and_loaded(tmp_path):
+    model = tiny_model("vit")
+    first, *others = model.vit.layers
+    for layer in others:
+        layer.attention = first.attention
+    gate_(model, Plan(find_sites(model).sites))
+    close_(model)
+    merged = merge(model)
+    merged.save_pretrained(tmp_path)
+    stored = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    assert set(stored) == set(merged.state_dict())
+    loaded = copy.deepcopy(UPDPForImageClassification.from_pretrained(tmp_path))
+    inputs = example_inputs_of(model, 2)
+    with torch.no_grad():
+        assert torch.equal(logits_of(loaded, inputs), logits_of(merged, inputs))
+
+
 def test_loading_info_is_returned_when_asked_for(folders):
     model, info = UPDPForImageClassification.from_pretrained(folders["vit"], output_loading_info=True)
     assert type(model) is UPDPForImageClassification

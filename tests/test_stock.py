@@ -31,6 +31,10 @@ def assert_same_logits(expected, found):
         assert torch.allclose(logits_of(expected, inputs), logits_of(found, inputs), rtol=1e-10, atol=1e-12)
 
 
+def test_blocks_with_names_have_no_configuration_field():
+    assert without_blocks(tiny_model("vit"), ["vit.layers.0", "vit.tree2"]) is None
+
+
 @pytest.mark.parametrize("numbers", [[0], [1], [0, 2]], ids=str)
 @pytest.mark.parametrize("name", ISOTROPIC)
 def test_isotropic_model_becomes_a_shallower_stock_model(name, numbers, tmp_path):
