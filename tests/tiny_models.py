@@ -262,7 +262,7 @@ TINY_MODELS = (
         dearer=(Form.MERGE_WHOLE_KERNELS,),
         size=SIZE,
     ),
-    TinyModel("timm-test-resnet", _timm_conv("test_resnet"), 5, merge_whole_kernels=1, block_drop=1, size=SIZE),
+    TinyModel("timm-test-resnet", _timm_conv("test_resnet"), 4, merge_whole_kernels=1, block_drop=1, size=SIZE),
     TinyModel("timm-test-byobnet", _timm_conv("test_byobnet"), 1, merge_whole_kernels=1, size=SIZE),
     TinyModel(
         "regnety",
