@@ -95,9 +95,8 @@ class _Fit(NamedTuple):
     """One Linear or convolution to be fitted: what it reads, what it is to give, and the sums over both."""
 
     target: nn.Linear | nn.Conv2d
-    entry: Gate  # its input is what the target reads,
-    leading: list[nn.Module]  # once these closed modules in front of it have been passed
-    first: nn.Module  # where these begin
+    leading: list[nn.Module]  # the closed modules that the input of the run passes before the target reads it
+    first: nn.Module  # its input is that of the run
     last: Gate  # its output is what the target is to give
     moments: list[Moments]  # one for each group of the target
 
@@ -112,7 +111,7 @@ class _Fit(NamedTuple):
         slots = [get_slot(model, slot) for slot in site.run]
         before = slots[: slots.index(entry)]
         leading = [module.closed() if isinstance(module, Gate) else module for module in before]
-        return cls(target, entry, leading, before[0] if before else entry, found[-1], [])
+        return cls(target, leading, before[0] if before else entry, found[-1], [])
 
     def hooks(self) -> dict[nn.Module, Hook]:
         """Return the hooks that sum what `write_` needs."""

@@ -14,7 +14,7 @@ from updp_hf.core.gate import Gate, gates
 from updp_hf.core.kernels import move_padding
 from updp_hf.core.modes import evaluation
 from updp_hf.core.plan import Plan
-from updp_hf.core.sites import Form, Site
+from updp_hf.core.sites import Form, Site, outermost
 from updp_hf.inputs import example_inputs_of, logits_of
 from updp_hf.layout_updp import EndActivation, Mark, Skip, Zero, get_slot, layout_of, set_slot
 from updp_hf.modeling_updp import UPDPForImageClassification, with_layout
@@ -105,7 +105,7 @@ def _merge_site_(merged: nn.Module, site: Site) -> dict[str, dict[str, Any]]:
         set_slot(merged, last, drop(site.outputs))
         return {**dict.fromkeys(before, identity), last: {"kind": drop.__name__.lower(), "outputs": site.outputs}}
     # What lies inside another slot of the run, as an activation does in its BatchNorm, goes with it.
-    slots = [slot for slot in site.run if not any(slot.startswith(f"{other}.") for other in site.run)]
+    slots = outermost(site.run)
     modules = {slot: _closed(get_slot(merged, slot)) for slot in slots}
     home = next(slot for slot, module in modules.items() if isinstance(module, nn.Linear | nn.Conv2d))
     like = affine.read(modules[home])

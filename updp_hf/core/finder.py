@@ -30,13 +30,12 @@ def find(
         Form.ATTENTION_DROP: lambda block: find_branches(structure, block, form),
         Form.BLOCK_DROP: lambda block: find_blocks(structure, block),
     }.get(form, lambda block: find_runs(structure, block, form, latencies, every=every))
-    blocks = structure.blocks()
+    found = {block: list(finder(block)) for block in structure.blocks()}
     if form is Form.BLOCK_DROP:
-        whole = [block for block in blocks if list(finder(block))]
         # A block goes with the block around it.
-        blocks = [block for block in blocks if not any(block.startswith(f"{outer}.") for outer in whole)]
-    for block in blocks:
-        sites = list(finder(block))
+        whole = [block for block, sites in found.items() if sites]
+        found = {b: sites for b, sites in found.items() if not any(b.startswith(f"{outer}.") for outer in whole)}
+    for block, sites in found.items():
         if sites:
             yield from sites
         else:

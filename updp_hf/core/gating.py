@@ -8,9 +8,9 @@ from updp_hf.core.affine import empty, read
 from updp_hf.core.closable import close_activation, close_norm
 from updp_hf.core.conv_gates import ConvGate, FillGate
 from updp_hf.core.gate import Blend, Bypass, Gate, MarkGate, Shortcut
-from updp_hf.core.kernels import can_fill, crop, move_padding
+from updp_hf.core.kernels import can_fill, crop_some, move_padding
 from updp_hf.core.runs import merged_map
-from updp_hf.core.sites import Form, Site
+from updp_hf.core.sites import Form, Site, outermost
 from updp_hf.layout_updp import Skip, Zero, get_slot, unwrap
 
 __all__ = ["build_gates"]
@@ -60,8 +60,8 @@ def _shortcut_gates(model: nn.Module, site: Site, slots: Sequence[str]) -> dict[
     """Build the gates of a run that a fitted map is to replace; what lies inside another slot goes with it."""
     dense = _dense(model, site)
     maps = [read(module, device="meta") for module in dense.values()]
-    merged = merged_map(maps, [slot in site.cropped for slot in dense])
-    first, *later = (slot for slot in slots if not any(slot.startswith(f"{other}.") for other in slots))
+    merged = merged_map(crop_some(maps, [slot in site.cropped for slot in dense]))
+    first, *later = outermost(slots)
     shortcut = Shortcut(get_slot(model, first), _zeroed(empty(merged)))
     found: dict[str, Gate] = {first: shortcut}
     for slot in later:
@@ -86,7 +86,7 @@ def _conv_gates(site: Site, modules: Mapping[str, nn.Module]) -> dict[str, Gate]
     if not convs:
         return {}
     own = [read(conv, device="meta") for conv in convs.values()]
-    closed = [crop(map) if slot in site.cropped else map for slot, map in zip(convs, own, strict=True)]
+    closed = crop_some(own, [slot in site.cropped for slot in convs])
     moved, rings = move_padding(closed)
     padded = [i for i, map in enumerate(closed) if i and any(map.padding)]
     fills = can_fill(closed)

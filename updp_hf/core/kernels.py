@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from updp_hf.core.affine import AffineMap
 
-__all__ = ["can_crop", "can_fill", "crop", "largest", "move_padding"]
+__all__ = ["can_crop", "can_fill", "crop", "crop_some", "largest", "move_padding"]
 
 
 def can_crop(map: AffineMap) -> bool:
@@ -36,6 +36,11 @@ def can_fill(maps: Sequence[AffineMap]) -> bool:
     """
     padded = [i for i, map in enumerate(maps) if i and any(map.padding)]
     return all(math.prod(map.kernel) == 1 and not any(map.padding) for i in padded for map in maps[:i])
+
+
+def crop_some(maps: Sequence[AffineMap], cropped: Sequence[bool]) -> list[AffineMap]:
+    """Return `maps` with those that are `cropped` reduced to their centre taps: the dense maps of a closed run."""
+    return [crop(map) if is_cropped else map for map, is_cropped in zip(maps, cropped, strict=True)]
 
 
 def largest(maps: Sequence[AffineMap]) -> int:

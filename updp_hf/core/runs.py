@@ -15,8 +15,8 @@ from updp_hf.core.affine import AffineMap
 from updp_hf.core.closable import Role
 from updp_hf.core.cost import LatencyTable, count_parameters
 from updp_hf.core.graph import Call
-from updp_hf.core.kernels import can_crop, can_fill, crop, largest, move_padding
-from updp_hf.core.sites import Form, Site
+from updp_hf.core.kernels import can_crop, can_fill, crop_some, largest, move_padding
+from updp_hf.core.sites import Form, Site, outermost
 from updp_hf.core.structure import Structure
 
 __all__ = ["find_runs", "merged_map", "where_chains_end"]
@@ -44,14 +44,10 @@ class _Segment(NamedTuple):
         return self.macs_saved if self.seconds_saved is None else self.seconds_saved
 
 
-def merged_map(maps: Sequence[AffineMap], cropped: Sequence[bool]) -> AffineMap:
-    """Return the one map of a closed run with the dense maps `maps`, those `cropped` reduced to their centres."""
-    moved, _ = move_padding(_closed(maps, cropped))
+def merged_map(closed: Sequence[AffineMap]) -> AffineMap:
+    """Return the one map of a closed run with the dense maps `closed`."""
+    moved, _ = move_padding(closed)
     return affine.fold(moved)
-
-
-def _closed(maps: Sequence[AffineMap], cropped: Sequence[bool]) -> list[AffineMap]:
-    return [crop(map) if is_cropped else map for map, is_cropped in zip(maps, cropped, strict=True)]
 
 
 def find_runs(
@@ -143,9 +139,10 @@ def _ways(
     pools = any(structure.parts[call].role in _CLOSES_TO_BATCH_NORM for call in calls)
     found = []
     for choice in choices:
-        merged = merged_map(maps, choice)
+        closed_maps = crop_some(maps, choice)
+        merged = merged_map(closed_maps)
         # What pools positions would see the ring that moved padding leaves.
-        is_continuous = not pools or can_fill(_closed(maps, choice))
+        is_continuous = not pools or can_fill(closed_maps)
         if affine.is_writable(merged) and is_continuous:
             macs = sum(call.macs for call in calls) - _positions(calls[-1], merged) * merged.weight.numel()
             seconds = None if latencies is None else _seconds_saved(structure, calls, merged, latencies)
@@ -155,7 +152,7 @@ def _ways(
 
 
 def _seconds_saved(structure: Structure, calls: list[Call], merged: AffineMap, latencies: LatencyTable) -> float:
-    before = nn.Sequential(*(structure.modules[path] for path in structure.outermost(calls)))
+    before = nn.Sequential(*(structure.modules[path] for path in outermost([call.path for call in calls])))
     after = affine.empty(merged).to(next(before.parameters()))
     for parameter in after.parameters():
         nn.init.zeros_(parameter)  # what memory holds by chance may be slow to multiply
@@ -177,7 +174,7 @@ def _site(structure: Structure, block: str, form: Form, chain: list[Call], segme
     run = [call for call in calls if call not in shared]
     norms = [call for call in run if structure.parts[call].role in _CLOSES_TO_BATCH_NORM]
     merged = segment.merged
-    params = sum(count_parameters(structure.modules[path]) for path in structure.outermost(run))
+    params = sum(count_parameters(structure.modules[path]) for path in outermost([call.path for call in run]))
     channels, channel_axis = structure.channels_behind(block)
     return Site(
         form=form,

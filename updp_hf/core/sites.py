@@ -1,9 +1,10 @@
 """The nouns of the search: a site, the form that closing it leaves, a refusal."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-__all__ = ["Form", "Refusal", "Site"]
+__all__ = ["Form", "Refusal", "Site", "outermost"]
 
 
 class Form(StrEnum):
@@ -67,3 +68,8 @@ class Refusal:
     form: Form
     block: str
     reason: str
+
+
+def outermost(paths: Sequence[str]) -> list[str]:
+    """Return those of `paths` that do not lie inside another one of them."""
+    return [path for path in paths if not any(path.startswith(f"{other}.") for other in paths)]

@@ -1,6 +1,6 @@
 """What a graph says of a model: which call can take part in a run, where the blocks are, and why not elsewhere."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 
 import torch
@@ -85,11 +85,6 @@ class Structure:
     def has_live_children(self, call: Call) -> bool:
         """Return whether something is called inside the module that `call` is a call of."""
         return any(other.path.startswith(f"{call.path}.") for other in self.graph.calls)
-
-    def outermost(self, run: Iterable[Call]) -> list[str]:
-        """Return the paths of `run` that do not lie in another one of them."""
-        paths = [call.path for call in run]
-        return [path for path in paths if not any(path.startswith(f"{other}.") for other in paths)]
 
     def channels_behind(self, block: str) -> tuple[int, int]:
         """Return how many channels `block` returns, and on which axis: that of what they come from, permuted or not."""
