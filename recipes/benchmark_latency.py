@@ -20,7 +20,7 @@ import timm
 import torch
 from torch import nn
 
-from updp_hf import Plan, calibrate_, close_, find_sites, gate_, merge
+from updp_hf import Plan, calibrate_, close_, find_sites, gate_, merge, recalibrate_batch_norms_
 from updp_hf.arguments import parse_arguments
 from updp_hf.core.cost import count_macs, count_parameters, measure_latency
 from updp_hf.core.plan import library_versions
@@ -112,13 +112,8 @@ def randomize_(model: nn.Module) -> None:
         elif name.endswith("weight"):
             nn.init.kaiming_normal_(parameter, nonlinearity="linear")
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
+    recalibrate_batch_norms_(model, [example_inputs_of(model, CALIBRATION_IMAGES)])
     for norm in norms:
-        norm.train().momentum = 1.0
-    if norms:
-        model(**example_inputs_of(model, CALIBRATION_IMAGES))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.eval().momentum = momentum
         norm.running_mean += 0.1 * norm.running_var.sqrt() * torch.randn_like(norm.running_mean)
         norm.running_var *= torch.empty_like(norm.running_var).uniform_(0.7, 1.4)
 
