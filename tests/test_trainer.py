@@ -80,7 +80,7 @@ def test_train_ends_closed_and_saves_the_merged_model(tmp_path, build):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"selector": "least-damage"},
+        {"selector": "sensitivity"},
         {"selector": "uniform"},
         {"form": "merge-keep-norm", "start": "fit"},
         {"form": "branch-fit"},
@@ -165,7 +165,7 @@ def test_a_dataset_of_datasets_with_columns_to_spare_is_calibrated_on(tmp_path):
     dataset = datasets.Dataset.from_dict(columns).with_format("torch")
     run = trainer(tmp_path, train_dataset=dataset)
     run.train()
-    assert set(run._calibration_batches()[0]) == {"pixel_values"}
+    assert set(run._calibration_batches()[0]) == {"pixel_values", "labels"}
 
 
 class Stream(IterableDataset):
@@ -768,7 +768,7 @@ def test_other_arguments_and_data_parallel_are_refused(tmp_path, monkeypatch):
 
 
 def test_more_blocks_than_there_are_is_refused(tmp_path):
-    with pytest.raises(PlanError, match="4 blocks are to be pruned, but the model has 3 sites"):
+    with pytest.raises(PlanError, match="The budget is 4 blocks, but the model has 3 sites: ask for no more"):
         trainer(tmp_path, num_pruned_blocks=4).train()
 
 

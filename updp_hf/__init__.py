@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForImageClassification
 from updp_hf.calibration import calibrate_, recalibrate_batch_norms_
 from updp_hf.callback import UPDPCallback
 from updp_hf.configuration_updp import UPDPConfig
+from updp_hf.core.budget import Budget
 from updp_hf.core.closable import register_closable
 from updp_hf.core.cost import LatencyTable
 from updp_hf.core.plan import Plan
@@ -20,17 +21,20 @@ from updp_hf.metrics import Accuracy, TopKAccuracy, compute_accuracy
 from updp_hf.modeling_updp import UPDPForImageClassification
 from updp_hf.prune import prune
 from updp_hf.report import Report
+from updp_hf.supernet import SupernetTrainer
 from updp_hf.surgery import close_, find_sites, gate_
 from updp_hf.trainer import UPDPTrainer
 from updp_hf.training_args import UPDPTrainingArguments
 
 __all__ = [
     "Accuracy",
+    "Budget",
     "Form",
     "LatencyTable",
     "Plan",
     "Report",
     "Site",
+    "SupernetTrainer",
     "TopKAccuracy",
     "UPDPCallback",
     "UPDPConfig",

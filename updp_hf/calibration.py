@@ -12,22 +12,29 @@ from torch import Tensor, nn
 from updp_hf.core.fit import Moments, fit_linear, fit_scale
 from updp_hf.core.gate import Blend, Gate, Shortcut
 from updp_hf.core.modes import evaluation
-from updp_hf.core.plan import Plan
 from updp_hf.core.sites import Site
-from updp_hf.inputs import check_batches, model_inputs
-from updp_hf.layout_updp import ChannelBatchNorm, EndActivation, first_tensor, get_slot
-from updp_hf.surgery import plan_of, site_gates
+from updp_hf.inputs import check_batches, logits_of, model_inputs
+from updp_hf.layout_updp import ChannelBatchNorm, first_tensor, get_slot
+from updp_hf.surgery import end_gates, plan_of, site_gates
 
-__all__ = ["calibrate_", "recalibrate_batch_norms_"]
+__all__ = ["calibrate_", "correct_head_", "recalibrate_batch_norms_"]
 
 Hook = Callable[[Tensor, Tensor], None]
 
+HEAD_RIDGE = 1e-2
+"""Of the change to the last Linear: there is one sample an image, few for so many weights."""
 IMAGES, PATCHES = 16, 2**14
 """A convolution is fitted to so many patches of so many images at a time: neighbouring patches are much alike."""
 
 
 @torch.no_grad()
-def calibrate_(model: nn.Module, batches: Iterable[Mapping[str, Any] | Tensor], sites: Sequence[Site] = ()) -> None:
+def calibrate_(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Any] | Tensor],
+    sites: Sequence[Site] = (),
+    *,
+    reference: nn.Module | None = None,
+) -> None:
     """Give the pruned sides of a gated `model` the weights that bring them nearest to what the open gates compute.
 
     Each BatchNorm takes its statistics from the input of the norm that it replaces, and the scale and shift that bring
@@ -39,6 +46,8 @@ def calibrate_(model: nn.Module, batches: Iterable[Mapping[str, Any] | Tensor], 
         model: a gated model; `sites` stand at λ = 0.
         batches: images `(batch, channels, height, width)`, or mappings with them under the model's input name.
         sites: which sites of the plan; all of them by default.
+        reference: the model without gates, if what is fitted is to give what the sites give there, behind blocks that
+            are open, and not what they give here: it then makes up for what closed sites before it have changed.
 
     Raises:
         PlanError: the model is not gated.
@@ -50,15 +59,16 @@ def calibrate_(model: nn.Module, batches: Iterable[Mapping[str, Any] | Tensor], 
     moments: dict[nn.Module, Moments] = {}
 
     closed_norms = [gate for site in chosen for gate in site_gates(model, site) if _is_batch_norm(gate)]
-    closed_norms += _end_gates(model, plan, chosen)
+    closed_norms += end_gates(model, chosen)
     _run(model, images, {gate: _summing(moments, gate) for gate in closed_norms})
     for gate in closed_norms:
         _set_norm_(_batch_norm_of(gate), moments[gate])
 
     hooks: dict[nn.Module, Hook] = {}
     fits = [fit for site in chosen if (fit := _Fit.of(model, site)) is not None]
+    wanted = {} if reference is None else _outputs(reference, [fit.last_slot for fit in fits], images)
     for fit in fits:
-        hooks |= fit.hooks()
+        hooks |= fit.hooks(wanted.get(fit.last_slot))
     _run(model, images, hooks)
     for fit in fits:
         fit.write_()
@@ -91,6 +101,44 @@ def recalibrate_batch_norms_(model: nn.Module, batches: Iterable[Mapping[str, An
                     norm.load_state_dict(state)
 
 
+@torch.no_grad()
+def correct_head_(model: nn.Module, batches: Iterable[Mapping[str, Any] | Tensor], reference: nn.Module) -> None:
+    """Change the last Linear of `model` so that its logits come nearest to those of `reference`.
+
+    The change is the ridge regression of what is lacking on the input of the Linear. A model whose logits are not what
+    a Linear returns is left as it is.
+
+    Raises:
+        ValueError: there are no batches.
+    """
+    seen: dict[nn.Linear, tuple[Tensor, Tensor]] = {}
+
+    def note(module: nn.Module, args: Any, output: Tensor) -> None:
+        assert isinstance(module, nn.Linear)
+        seen[module] = (args[0], output)
+
+    moments: dict[nn.Linear, Moments] = {}
+    handles = [m.register_forward_hook(note) for m in model.modules() if isinstance(m, nn.Linear)]
+    try:
+        with evaluation(model), evaluation(reference):
+            for batch in check_batches(batches):
+                logits = logits_of(model, model_inputs(model, batch))
+                lacking = logits_of(reference, model_inputs(reference, batch)).to(logits.device) - logits
+                for head, (x, y) in seen.items():
+                    if y is logits:
+                        found = Moments.joint(x, lacking)
+                        moments[head] = moments[head] + found if head in moments else found
+                seen.clear()
+    finally:
+        for handle in handles:
+            handle.remove()
+    for head, sums in moments.items():
+        weight, bias = fit_linear(sums, HEAD_RIDGE)
+        head.weight.add_(weight.to(head.weight.dtype))
+        if head.bias is not None:
+            head.bias.add_(bias.to(head.bias.dtype))
+
+
 class _Fit(NamedTuple):
     """One Linear or convolution to be fitted: what it reads, what it is to give, and the sums over both."""
 
@@ -98,6 +146,7 @@ class _Fit(NamedTuple):
     leading: list[nn.Module]  # the closed modules that the input of the run passes before the target reads it
     first: nn.Module  # its input is that of the run
     last: Gate  # its output is what the target is to give
+    last_slot: str
     moments: list[Moments]  # one for each group of the target
 
     @classmethod
@@ -111,11 +160,13 @@ class _Fit(NamedTuple):
         slots = [get_slot(model, slot) for slot in site.run]
         before = slots[: slots.index(entry)]
         leading = [module.closed() if isinstance(module, Gate) else module for module in before]
-        return cls(target, leading, before[0] if before else entry, found[-1], [])
+        last = site.run[slots.index(found[-1])]
+        return cls(target, leading, before[0] if before else entry, found[-1], last, [])
 
-    def hooks(self) -> dict[nn.Module, Hook]:
-        """Return the hooks that sum what `write_` needs."""
+    def hooks(self, wanted: Sequence[Tensor] | None = None) -> dict[nn.Module, Hook]:
+        """Return the hooks that sum what `write_` needs; `wanted`, of each batch, stands for what `last` gives."""
         seen: list[Tensor] = []
+        others = None if wanted is None else iter(wanted)
 
         def read(x: Tensor, y: Tensor) -> None:
             x = self.leading[0](x) if isinstance(self.first, Gate) else y
@@ -124,15 +175,15 @@ class _Fit(NamedTuple):
             seen.append(x)
 
         def add(x: Tensor, y: Tensor) -> None:
-            self._add(seen.pop(), y)
+            self._sum(seen.pop() if seen else x, y if others is None else next(others))
 
         if self.first is self.last:
-            return {self.first: self._add}
+            return {self.first: add}
         if not self.leading:
             return {self.first: lambda x, y: seen.append(x), self.last: add}
         return {self.first: read, self.last: add}
 
-    def _add(self, x: Tensor, y: Tensor) -> None:
+    def _sum(self, x: Tensor, y: Tensor) -> None:
         if isinstance(self.target, nn.Linear):
             found = [Moments.joint(x, y)]
         else:
@@ -162,13 +213,6 @@ def _moments_of_patches(conv: nn.Conv2d, x: Tensor, y: Tensor) -> list[Moments]:
     return [Moments.joint(*group) for group in groups]
 
 
-def _end_gates(model: nn.Module, plan: Plan, sites: Sequence[Site]) -> list[Gate]:
-    if plan.end_activation is None:
-        return []
-    wrappers = [get_slot(model, block) for block in dict.fromkeys(site.block for site in sites)]
-    return [w.end for w in wrappers if isinstance(w, EndActivation) and isinstance(w.end, Gate)]
-
-
 def _is_batch_norm(gate: Gate) -> bool:
     return isinstance(gate, Blend) and isinstance(gate.pruned, nn.BatchNorm2d | ChannelBatchNorm)
 
@@ -188,6 +232,17 @@ def _summing(moments: dict[nn.Module, Moments], gate: Gate) -> Hook:
         moments[gate] = moments[gate] + batch if gate in moments else batch
 
     return hook
+
+
+def _outputs(model: nn.Module, slots: Sequence[str], images: list[Any]) -> dict[str, list[Tensor]]:
+    """Return what each of `slots` gives for each batch of images."""
+    found: dict[str, list[Tensor]] = {slot: [] for slot in slots}
+
+    def keep(slot: str) -> Hook:
+        return lambda x, y: found[slot].append(y)
+
+    _run(model, images, {get_slot(model, slot): keep(slot) for slot in slots})
+    return found
 
 
 def _run(model: nn.Module, images: list[Any], hooks: Mapping[nn.Module, Hook]) -> None:

@@ -1,64 +1,127 @@
 """Pruning without training: for people who have a checkpoint and some images."""
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from updp_hf.calibration import calibrate_, recalibrate_batch_norms_
+from updp_hf.calibration import calibrate_, correct_head_, recalibrate_batch_norms_
+from updp_hf.core.budget import Budget
+from updp_hf.core.cost import LatencyTable
 from updp_hf.core.plan import Plan
-from updp_hf.core.sites import Form
-from updp_hf.inputs import base_model_of, check_batches
+from updp_hf.core.sites import Form, Site
+from updp_hf.inputs import base_model_of, check_batches, model_inputs
 from updp_hf.merging import merge
-from updp_hf.selection import Selector, least_damage
+from updp_hf.scoring import log_probabilities
+from updp_hf.selection import demand_of, select
+from updp_hf.selectors import selector_by_name
 from updp_hf.surgery import gate_, require_sites, site_gates
 
 __all__ = ["prune"]
 
 logger = logging.get_logger(__name__)
 
+HELD_OUT = 0.25
+"""Share of the images that are not fitted to: they tell whether a correction pays."""
+
 
 def prune(
     model: nn.Module,
     calibration_batches: Iterable[Mapping[str, Any] | Tensor],
-    num_blocks: int,
+    budget: Budget,
     *,
     form: Form | str = Form.MERGE_KEEP_NORM,
-    selector: Selector | None = None,
+    selector: str = "greedy",
+    batch_size: int = 1,
+    seed: int = 0,
 ) -> nn.Module:
-    """Return a merged copy of `model` with `num_blocks` runs replaced by what fits them best. Nothing is trained.
+    """Return a merged copy of `model` with some runs replaced by what fits them best. Nothing is trained.
 
-    The sites are fitted and closed in order of execution, so that each one corrects for those before it. Then all
-    BatchNorms that are left take their statistics from the images. The idea is ours; UPDP trains.
+    The sites are fitted and closed in order of execution, each to what it does behind those before it. Then some
+    corrections in closed form are tried, and kept if they bring the predictions on held-out images nearer to those of
+    `model`: a second fit, to what the open network did; the statistics of the BatchNorms that are left; the last
+    Linear. The idea is ours; UPDP trains.
 
     Args:
         model: the checkpoint; it is left as it is.
-        calibration_batches: some hundred images of the task, preprocessed, without labels: tensors of shape
-            `(batch, channels, height, width)` or mappings that hold them under the model's input name.
-        num_blocks: how many sites to close.
+        calibration_batches: some hundred images of the task, preprocessed: tensors of shape `(batch, channels, height,
+            width)` or mappings that hold them under the model's input name. `labels` in these are of use to the
+            selector `taylor` only.
+        budget: how much to prune.
         form: what closing leaves behind. `branch-fit` closes gated FFNs, too.
-        selector: which sites to close; by default those that do least damage when closed alone.
+        selector: which sites to close, one of `sensitivity`, `greedy`, `taylor`, `uniform`, `last` and `random`.
+        batch_size: images in the forward of which a speed-up is measured.
+        seed: of the selector `random`.
 
     Raises:
-        PlanError: the model has fewer sites than `num_blocks`.
-        ValueError: there are no calibration batches.
+        PlanError: the model has no sites, or the budget cannot be met.
+        ValueError: there are no calibration batches, or no such selector.
 
     Example:
-        >>> merged = prune(model, [processor(images, return_tensors="pt")], num_blocks=4)
+        >>> merged = prune(model, [processor(images, return_tensors="pt")], Budget(num_blocks=4))
         >>> merged.save_pretrained("vit-p4")
     """
-    images = check_batches(calibration_batches)
-    sites = require_sites(model, form)
-    chosen = (selector or least_damage(model, images))(sites, num_blocks)
+    batches = check_batches(calibration_batches)
+    latencies = None if budget.speed_up is None else LatencyTable(batch_size)
+    found = require_sites(model, form, latencies=latencies)
+    sites, demand = demand_of(model, found, budget, batch_size=batch_size)
+    choose = selector_by_name(selector, model, sites, batches, seed=seed)
+    chosen = select(model, sites, demand, choose, speed_up=budget.speed_up, batch_size=batch_size)
+
+    fitted, held_out = _split(model, batches)
     gated = copy.deepcopy(model)
     gate_(gated, Plan(chosen, start="fit", base_model=base_model_of(model)))
     for site in chosen:
-        calibrate_(gated, images, [site])
-        for gate in site_gates(gated, site):
-            gate.set_lambda_(1.0)
+        _fit_(gated, site, fitted)
         logger.info("Closed %s.", site)
+    gated = _if_nearer(model, held_out, gated, lambda tried: _refit_(tried, chosen, fitted, model), "Second fit")
     merged = merge(gated)
-    recalibrate_batch_norms_(merged, images)
-    return merged
+    merged = _if_nearer(model, held_out, merged, lambda tried: recalibrate_batch_norms_(tried, fitted), "BatchNorms")
+    return _if_nearer(model, held_out, merged, lambda tried: correct_head_(tried, fitted, model), "Head")
+
+
+def _fit_(gated: nn.Module, site: Site, images: list[Any], reference: nn.Module | None = None) -> None:
+    """Fit one site behind all others as they are, and close it."""
+    gates = site_gates(gated, site)
+    for gate in gates:
+        gate.set_lambda_(0.0)
+    calibrate_(gated, images, [site], reference=reference)
+    for gate in gates:
+        gate.set_lambda_(1.0)
+
+
+def _refit_(gated: nn.Module, sites: Iterable[Site], images: list[Any], reference: nn.Module) -> None:
+    for site in sites:
+        _fit_(gated, site, images, reference)
+
+
+def _if_nearer(
+    model: nn.Module, images: list[Any], pruned: nn.Module, correct_: Callable[[nn.Module], None], name: str
+) -> nn.Module:
+    """Return a copy of `pruned` that has been corrected, or `pruned` itself if that predicts more as `model` does."""
+    tried = copy.deepcopy(pruned)
+    correct_(tried)
+    before, after = (_divergence(model, other, images) for other in (pruned, tried))
+    logger.info("%s: %.3g nats away from the checkpoint, %.3g before.", name, after, before)
+    return tried if after < before else pruned
+
+
+def _divergence(model: nn.Module, pruned: nn.Module, images: list[Any]) -> float:
+    """Return the mean of KL(model ‖ pruned) over the images, in nats."""
+    expected, found = (log_probabilities(network, images) for network in (model, pruned))
+    return float(F.kl_div(found, expected, reduction="batchmean", log_target=True))
+
+
+def _split(model: nn.Module, batches: list[Any]) -> tuple[list[Any], list[Any]]:
+    """Return the images to fit to and those held out, of each batch the last; the same ones if there are too few."""
+    images = [next(iter(model_inputs(model, batch).values())) for batch in batches]
+    counts = [round(HELD_OUT * len(batch)) for batch in images]
+    if not all(counts):
+        return images, images
+    return (
+        [batch[:-count] for batch, count in zip(images, counts, strict=True)],
+        [batch[-count:] for batch, count in zip(images, counts, strict=True)],
+    )

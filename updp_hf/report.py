@@ -55,6 +55,7 @@ class Report:
     metrics_without_training: dict[str, float] = field(default_factory=dict)
     latency_conditions: dict[str, Any] = field(default_factory=dict)
     latencies: dict[str, Any] = field(default_factory=dict)  # by which the sites were chosen, if they were
+    selection: dict[str, Any] = field(default_factory=dict)  # how the sites were chosen, if no plan was given
     arguments: dict[str, Any] = field(default_factory=dict)
     seed: int | None = None
     versions: dict[str, str] = field(default_factory=library_versions)

@@ -1,100 +1,123 @@
-"""Which sites to close: every selector takes candidates and a count, and returns that many in order of execution."""
+"""From a budget to the sites to close: what a choice has to save, and whether the merged model keeps to it."""
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
-import torch
-import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
+from accelerate import PartialState
+from torch import nn
 from transformers.utils import logging
 
 from updp_hf.calibration import calibrate_
+from updp_hf.core.budget import Budget, Demand
+from updp_hf.core.cost import count_macs, count_parameters, measure_latency
 from updp_hf.core.modes import evaluation
 from updp_hf.core.plan import Plan, PlanError
 from updp_hf.core.sites import Site
-from updp_hf.inputs import check_batches, logits_of, model_inputs
-from updp_hf.surgery import gate_, site_gates
+from updp_hf.inputs import example_inputs_of
+from updp_hf.merging import merge
+from updp_hf.scoring import agreed
+from updp_hf.selectors import Selector
+from updp_hf.surgery import close_, gate_
 
-__all__ = ["Selector", "damages", "last", "least_damage", "uniform"]
+__all__ = ["demand_of", "measure_merged", "select"]
 
 logger = logging.get_logger(__name__)
 
-Selector = Callable[[Sequence[Site], int], tuple[Site, ...]]
+ATTEMPTS = 4
+"""How often a choice is made at most, if it is not fast enough."""
+LEAST = 0.01
+"""The least share of the latency that closing is taken to save, and by which more is asked for."""
 
 
-def last(sites: Sequence[Site], count: int) -> tuple[Site, ...]:
-    """Choose the last `count` sites.
+def select(
+    model: nn.Module,
+    sites: Sequence[Site],
+    demand: Demand,
+    selector: Selector,
+    *,
+    speed_up: float | None = None,
+    batch_size: int = 1,
+    processes: PartialState | None = None,
+) -> tuple[Site, ...]:
+    """Return the sites that `selector` chooses, in order of execution.
+
+    If a `speed_up` is asked for, the model with these sites merged is measured, and the choice is made again, asking
+    for more, if it falls short.
+
+    Args:
+        model: the checkpoint; it is left as it is.
+        sites: the candidates, for which `demand` and `selector` were made.
+        demand: what a choice has to save.
+        selector: which sites to close.
+        speed_up: latency before / after that is asked for.
+        batch_size: images in the forward of which the latency is measured.
+        processes: with several, the main one measures.
+    """
+    for _ in range(ATTEMPTS):
+        choice = selector(demand)
+        chosen = tuple(sites[index] for index in choice)
+        if speed_up is None or len(choice) == len(sites):
+            break
+        before, after = agreed(partial(measure_merged, model, chosen, batch_size), processes)
+        logger.info("%d of %d sites closed: measured %.2f× as fast.", len(chosen), len(sites), before / after)
+        if before / after >= speed_up:
+            break
+        # These sites save less than was expected of them: ask for as much more, and a little, lest nothing changes.
+        lacking = before * (1 - 1 / speed_up) / max(before - after, before * LEAST)
+        required = max(demand.required * lacking, sum(demand.savings[index] for index in choice) * (1 + LEAST))
+        demand = replace(demand, required=min(required, sum(demand.savings)))
+    return chosen
+
+
+def demand_of(
+    model: nn.Module, sites: Sequence[Site], budget: Budget, *, batch_size: int = 1
+) -> tuple[tuple[Site, ...], Demand]:
+    """Return those of `sites` that save what `budget` counts, and what a choice of them has to save.
+
+    Each is taken to save as much whatever else is closed, which is exact but for latency. There the model with all of
+    them merged is measured, and what that saves is shared out by their own latencies where those were measured, else
+    by their MACs.
 
     Raises:
-        PlanError: there are fewer.
+        PlanError: even all of them together save too little.
     """
-    _refuse_too_many(sites, count)
-    return tuple(sites[len(sites) - count :])
+    closed = f"with all {len(sites)} sites closed"
+    if budget.num_blocks is not None:
+        savings = [1.0 for _ in sites]
+        required, possible = float(budget.num_blocks), f"the model has {len(sites)} sites"
+    elif budget.speed_up is not None:
+        before, after = measure_merged(model, sites, batch_size)
+        savings = [float(s.macs_saved if s.seconds_saved is None else s.seconds_saved) for s in sites]
+        scale = max(before - after, 0.0) / sum(savings)
+        savings = [scale * saving for saving in savings]
+        required, possible = before * (1 - 1 / budget.speed_up), f"{closed} the model is {before / after:.2f}× as fast"
+    elif budget.macs is not None:
+        savings, total = [float(s.macs_saved) for s in sites], count_macs(model, example_inputs_of(model))
+        required, possible = total * (1 - budget.macs), f"{closed} {1 - sum(savings) / total:.1%} are left"
+    else:
+        savings, total = [float(s.params_saved) for s in sites], count_parameters(model)
+        required = total * (1 - (budget.parameters or 0.0))
+        possible = f"{closed} {1 - sum(savings) / total:.1%} are left"
+    kept = [index for index, saving in enumerate(savings) if saving > 0]
+    demand = Demand(tuple(savings[index] for index in kept), required)
+    if not demand.is_met(range(len(kept))):
+        raise PlanError(f"The budget is {budget}, but {possible}: ask for no more than that, or choose another form.")
+    return tuple(sites[index] for index in kept), demand
 
 
-def uniform(sites: Sequence[Site], count: int) -> tuple[Site, ...]:
-    """Choose `count` sites spread evenly over the depth, the last one among them.
+def measure_merged(model: nn.Module, sites: Sequence[Site], batch_size: int = 1) -> tuple[float, float]:
+    """Return the latency of `model` and that of a copy with `sites` merged, the two in turn: medians in seconds.
 
-    Raises:
-        PlanError: there are fewer.
+    The copy is not trained, and it computes something else than a trained one in the same time.
     """
-    _refuse_too_many(sites, count)
-    return tuple(sites[(i + 1) * len(sites) // count - 1] for i in range(count))
-
-
-def least_damage(model: nn.Module, batches: Iterable[Mapping[str, Any] | Tensor]) -> Selector:
-    """Return the selector that closes what hurts least.
-
-    Each site is closed alone, at its best fit, and the divergence of the predictions from those of `model` is measured
-    on `batches`. No labels are needed.
-    """
-    images = check_batches(batches)
-
-    def select(sites: Sequence[Site], count: int) -> tuple[Site, ...]:
-        _refuse_too_many(sites, count)
-        damage = damages(model, sites, images)
-        for site, value in zip(sites, damage, strict=True):
-            logger.info("Closing %s alone moves the predictions by %.3g nats.", site, value)
-        chosen = sorted(range(len(sites)), key=lambda i: damage[i])[:count]
-        return tuple(sites[i] for i in sorted(chosen))
-
-    return select
-
-
-@torch.no_grad()
-def damages(model: nn.Module, sites: Sequence[Site], batches: Iterable[Mapping[str, Any] | Tensor]) -> list[float]:
-    """Return for each site the mean divergence KL(model ‖ model with that site closed) of the predictions, in nats.
-
-    A site that can be fitted is fitted by least squares on `batches` before it is closed; another closes as it is.
-    """
-    images = check_batches(batches)
-    gated = copy.deepcopy(model)
-    gate_(gated, Plan(tuple(sites), start="fit"))
-    calibrate_(gated, images)
-    found = []
-    with evaluation(gated):
-        batches_in = [model_inputs(gated, batch) for batch in images]
-        expected = [F.log_softmax(logits_of(gated, batch).float(), -1) for batch in batches_in]
-        for site in sites:
-            gates = site_gates(gated, site)
-            for gate in gates:
-                gate.set_lambda_(1.0)
-            closed = [F.log_softmax(logits_of(gated, batch).float(), -1) for batch in batches_in]
-            total = sum(
-                F.kl_div(c, e, reduction="sum", log_target=True).item() for c, e in zip(closed, expected, strict=True)
-            )
-            found.append(total / sum(len(e) for e in expected))
-            for gate in gates:
-                gate.set_lambda_(0.0)
-    return found
-
-
-def _refuse_too_many(sites: Sequence[Site], count: int) -> None:
-    if not 1 <= count <= len(sites):
-        raise PlanError(
-            f"{count} blocks are to be pruned, but the model has {len(sites)} sites: choose a number from 1 to "
-            f"{len(sites)}, or another form."
-            if sites
-            else "The model has no site of this form, so nothing can be pruned: `find_sites` tells why, block by block."
-        )
+    pruned = copy.deepcopy(model)
+    gate_(pruned, Plan(tuple(sites)))
+    calibrate_(pruned, [example_inputs_of(model, 2)])  # else the values might grow from block to block
+    close_(pruned)
+    models = {"before": model, "after": merge(pruned, tolerance=math.inf)}
+    with evaluation(models["before"]), evaluation(models["after"]):
+        medians = measure_latency(models, [example_inputs_of(model, batch_size)])
+    return medians["before"][0], medians["after"][0]

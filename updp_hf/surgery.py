@@ -30,6 +30,8 @@ from updp_hf.layout_updp import (
 __all__ = [
     "FoundSites",
     "close_",
+    "close_only_",
+    "end_gates",
     "find_sites",
     "gate_",
     "plan_of",
@@ -178,6 +180,12 @@ def site_gates(model: nn.Module, site: Site) -> list[Gate]:
     return [gate for slot in site.run if isinstance(gate := get_slot(model, slot), Gate)]
 
 
+def end_gates(model: nn.Module, sites: Iterable[Site]) -> list[Gate]:
+    """Return the gates of the activations behind the blocks of `sites`, if the plan puts any there."""
+    wrappers = [get_slot(model, block) for block in dict.fromkeys(site.block for site in sites)]
+    return [w.end for w in wrappers if isinstance(w, EndActivation) and isinstance(w.end, Gate)]
+
+
 def set_lambdas_(model: nn.Module, lambdas: Mapping[str, float]) -> None:
     """Set λ by the path of the gate, as a policy gives it."""
     for path, value in lambdas.items():
@@ -193,6 +201,16 @@ def close_(model: nn.Module) -> None:
     averages λ as well, or leaves it where it was: close the average before it is evaluated or merged.
     """
     for _, gate in gates(model):
+        gate.set_lambda_(1.0)
+
+
+def close_only_(model: nn.Module, choice: Iterable[int]) -> None:
+    """Close the sites of the plan that have the indices in `choice`, and open all others."""
+    plan = plan_of(model)
+    closed = [plan.sites[index] for index in choice]
+    for gate in {*(g for site in plan.sites for g in site_gates(model, site)), *end_gates(model, plan.sites)}:
+        gate.set_lambda_(0.0)
+    for gate in {*(g for site in closed for g in site_gates(model, site)), *end_gates(model, closed)}:
         gate.set_lambda_(1.0)
 
 

@@ -1,39 +1,45 @@
 """The Trainer that prunes: select, gate, calibrate, anneal, merge, save."""
 
 import copy
-import math
 import os
+import shutil
 import tempfile
-from collections.abc import Callable
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
-from accelerate.utils import broadcast, broadcast_object_list
+from accelerate import PartialState
 from huggingface_hub import upload_folder
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, Subset
-from transformers import Trainer
-from transformers.trainer import TRAINING_ARGS_NAME
+from torch.utils.data import DataLoader
+from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from updp_hf.calibration import calibrate_
 from updp_hf.callback import UPDPCallback
-from updp_hf.core.cost import LatencyTable, count_macs
+from updp_hf.core.cost import LatencyTable
 from updp_hf.core.gate import gates, is_gated
 from updp_hf.core.plan import Plan
 from updp_hf.core.policy import ramp
-from updp_hf.distillation import distillation_losses
-from updp_hf.files import load_checkpoint_, plan_in, refuse_occupied, save_checkpoint, save_merged, write_merged
-from updp_hf.inputs import base_model_of, example_inputs_of, logits_of, model_inputs
+from updp_hf.core.search import Fitness
+from updp_hf.core.sites import Site
+from updp_hf.files import plan_in, refuse_occupied, save_merged, write_merged
+from updp_hf.gated_trainer import GatedTrainer
+from updp_hf.inputs import base_model_of, logits_of, model_inputs
 from updp_hf.merging import merge
+from updp_hf.pareto import Front, fitted_fitness, front_of
 from updp_hf.report import Report, changed_arguments, measure_costs
-from updp_hf.selection import Selector, last, least_damage, uniform
+from updp_hf.samples import sample_and_rest
+from updp_hf.scoring import ScoreHistory, agreed, label_fit, spread
+from updp_hf.selection import demand_of, select
+from updp_hf.selectors import fittest, selector_by_name
+from updp_hf.supernet import train_supernet
 from updp_hf.surgery import gate_, plan_of, require_sites
-from updp_hf.training_args import UPDPTrainingArguments
+from updp_hf.training_args import SUPERNET, UPDPTrainingArguments
 
 __all__ = ["UPDPTrainer"]
 
@@ -41,9 +47,11 @@ logger = logging.get_logger(__name__)
 
 REPORTED_BATCH_SIZES = (1, 8)
 """Batch sizes at which a saved model's latency is measured."""
+SELECTION = "selection"
+"""Folder inside the output folder for what selecting leaves: the supernet and the scores, from which it is resumed."""
 
 
-class UPDPTrainer(Trainer):
+class UPDPTrainer(GatedTrainer):
     """Prune a vision checkpoint while fine-tuning it.
 
     `train()` selects the blocks if no plan was given, gates them, calibrates what is new, and anneals the gates
@@ -67,31 +75,19 @@ class UPDPTrainer(Trainer):
         >>> trainer.save_model()
     """
 
-    args: UPDPTrainingArguments
-
     def __init__(
         self, model: nn.Module, args: UPDPTrainingArguments, *, teacher: nn.Module | None = None, **kwargs: Any
     ):
-        if not isinstance(args, UPDPTrainingArguments):
-            raise TypeError(f"`args` is {type(args).__name__}, expected UPDPTrainingArguments.")
-        if args.n_gpu > 1:
-            raise ValueError(
-                f"{args.n_gpu} GPUs are visible to one process, which would use DataParallel: start the script with "
-                "`accelerate launch`."
-            )
+        super().__init__(model, args, **kwargs)
         refuse_occupied(args.output_dir, model)
-        self.callback = UPDPCallback(ramp(args.ramp, args.ramp_start, args.ramp_end))  # type: ignore[arg-type]
         self.base = _without_gates(model).eval().requires_grad_(False)
-        super().__init__(model=model, args=args, **kwargs)
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ValueError(
-                "FSDP or DeepSpeed is on, but gates and merging need whole parameters: run with plain data parallelism "
-                "(`accelerate launch --multi_gpu`)."
-            )
+        self.callback = UPDPCallback(ramp(args.ramp, args.ramp_start, args.ramp_end))  # type: ignore[arg-type]
         self.add_callback(self.callback)
         self.teacher = teacher
         self._latencies: LatencyTable | None = None
-        self._macs = count_macs(model, example_inputs_of(model))
+        self._selection: dict[str, Any] = {}
+        self._supernet: nn.Module | None = None
+        self._plan: Plan | None = None
 
     @property
     def plan(self) -> Plan:
@@ -102,10 +98,12 @@ class UPDPTrainer(Trainer):
 
     def train(self, resume_from_checkpoint: str | os.PathLike[str] | bool | None = None, **kwargs: Any) -> Any:
         """Select, gate, calibrate, then train: see `Trainer.train`."""
+        resumes_selection = False
         if resume_from_checkpoint is True:
-            has_run = Path(self.args.output_dir).is_dir()
-            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir) if has_run else None
-            if resume_from_checkpoint is None:
+            folder = Path(self.args.output_dir)
+            resume_from_checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+            resumes_selection = resume_from_checkpoint is None and (folder / SELECTION).is_dir()
+            if resume_from_checkpoint is None and not resumes_selection:
                 raise ValueError(f"There is no checkpoint in {self.args.output_dir} to resume from: start without.")
         if isinstance(resume_from_checkpoint, str | os.PathLike):
             resume_from_checkpoint = os.fspath(resume_from_checkpoint)
@@ -113,36 +111,133 @@ class UPDPTrainer(Trainer):
             self.args.refuse_other(plan, resume_from_checkpoint)
             gate_(self.model, plan)
         elif not is_gated(self.model):
-            images = self._calibration_batches()
-            plan = self._agreed_plan(images)
+            plan = self.select(resume=resumes_selection)
+            if self._supernet is not None:
+                set_seed(self.args.seed)  # the same whether the supernet has just been trained or was found
+                if self.args.start_from_supernet:
+                    self.model.load_state_dict(_without_gates(self._supernet).state_dict())
             gate_(self.model, plan)
-            calibrate_(self.model, images)
+            calibrate_(self.model, self._calibration_batches())
             logger.info("Pruning %d blocks: %s.", len(plan.blocks), ", ".join(plan.blocks))
         self._refuse_early_optimizer()
         if self.args.distillation != "none":
             self._prepare_teacher()
         output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-        self._share_buffers_()
+        self.share_buffers_()
         return output
 
-    def _agreed_plan(self, images: list[dict[str, Tensor]]) -> Plan:
-        """The plan given, or the one selected; the main process's choice, so that all processes prune alike."""
-        args = self.args
-        given = args.given_plan()
-        if given is not None:
-            return given
-        selectors: dict[str, Callable[[], Selector]] = {
-            "least-damage": lambda: least_damage(self.model, images),
-            "uniform": lambda: uniform,
-            "last": lambda: last,
-        }
-        if args.cost == "latency":
-            self._latencies = LatencyTable(args.per_device_eval_batch_size)
-        sites = require_sites(self.model, args.form, latencies=self._latencies)
-        chosen = selectors[args.selector]()(sites, args.num_pruned_blocks or 0)
+    def select(self, *, resume: bool = False) -> Plan:
+        """Return the plan: the one given, or the blocks that the selector chooses to keep to the budget.
+
+        All processes return the main one's. The model is left as it is.
+
+        Args:
+            resume: go on with a supernet or a search in the output folder that was interrupted, or use it again.
+
+        Raises:
+            PlanError: the model has no sites, or the budget cannot be met.
+            ValueError: the training set cannot be read by index, or what is in the folder belongs to another search.
+        """
+        args, budget = self.args, self.args.budget()
+        if budget is None:
+            plan = args.given_plan()
+            assert plan is not None
+            return plan
+        if self._plan is not None:
+            return self._plan
+        begin = time.perf_counter()
+        processes, batch_size = PartialState(), args.per_device_eval_batch_size
+        found = self._sites()
+        sites, demand = agreed(lambda: demand_of(self.model, found, budget, batch_size=batch_size), processes)
+        if args.selector == SUPERNET:
+            selector = fittest(self._supernet_fitness(sites, resume=resume), seed=args.seed)
+        else:
+            images = self._calibration_batches()
+            selector = selector_by_name(args.selector, self.model, sites, images, seed=args.seed, processes=processes)
+        chosen = select(
+            self.model,
+            sites,
+            demand,
+            selector,
+            speed_up=budget.speed_up,
+            batch_size=batch_size,
+            processes=processes,
+        )
         start, end = args.start, args.end_activation
         plan = Plan(chosen, start, end, base_model=base_model_of(self.model))  # type: ignore[arg-type]
-        return broadcast_object_list([plan])[0]
+        self._plan = agreed(lambda: plan, processes)
+        self._selection = {
+            "selector": args.selector,
+            "budget": str(budget),
+            "candidates": [str(site) for site in sites],
+            "seconds": time.perf_counter() - begin,
+        }
+        return self._plan
+
+    def pareto_front(self, **settings: Any) -> Front:
+        """Return the choices of blocks that no other one beats in both score and latency, and save them.
+
+        `pareto.json` and `pareto.png` appear in the output folder. The score is that of the supernet if it is the
+        selector, which is trained if it has not been, else the negated divergence from the checkpoint's predictions
+        with every closed block fitted by least squares.
+
+        Args:
+            **settings: those of `search`, which is made for every number of blocks.
+        """
+        sites = self._sites()
+        processes = PartialState()
+        if self.args.selector == SUPERNET:
+            fitness: Fitness = self._supernet_fitness(sites, resume=True)
+        else:
+            images = self._calibration_batches()
+            fitness = fitted_fitness(self.model, sites, images, processes)
+        front = front_of(
+            self.model,
+            sites,
+            fitness,
+            batch_size=self.args.per_device_eval_batch_size,
+            processes=processes,
+            **{"seed": self.args.seed, **settings},
+        )
+        if self.is_world_process_zero():
+            front.save(self.args.output_dir)
+        return front
+
+    def _sites(self) -> tuple[Site, ...]:
+        """The candidates, those that the main process found."""
+        if self.args.cost == "latency" or self.args.target_speed_up is not None:
+            self._latencies = self._latencies or LatencyTable(self.args.per_device_eval_batch_size)
+        return agreed(lambda: require_sites(self.model, self.args.form, latencies=self._latencies), PartialState())
+
+    def _supernet_fitness(self, sites: tuple[Site, ...], *, resume: bool) -> ScoreHistory:
+        """Train a supernet of `sites` on what is not sampled, and return the fitness of choices on the sample."""
+        args, processes = self.args, PartialState()
+        folder = Path(args.output_dir) / SELECTION
+        if processes.is_main_process and not resume:
+            shutil.rmtree(folder / "supernet", ignore_errors=True)
+            (folder / "scores.jsonl").unlink(missing_ok=True)
+        processes.wait_for_everyone()
+        plan = Plan(sites, args.start, args.end_activation)  # type: ignore[arg-type]
+        images = self._calibration_batches()
+        _, rest = sample_and_rest(self.train_dataset, args.calibration_size, args.seed)
+        self._supernet = train_supernet(
+            self.model,
+            plan,
+            images,
+            args,
+            folder / "supernet",
+            train_dataset=rest,
+            data_collator=self.data_collator,
+            compute_loss_func=self.compute_loss_func,
+            optimizer_cls_and_kwargs=self.optimizer_cls_and_kwargs,
+        )
+        subject = {"sites": plan.digest(), "supernet": args.supernet_fraction, "images": args.calibration_size}
+        return ScoreHistory(
+            spread(label_fit(self._supernet, images), processes),
+            {**subject, "seed": args.seed},
+            file=folder / "scores.jsonl",
+            processes=processes,
+        )
 
     def _refuse_early_optimizer(self) -> None:
         if self.optimizer is None:
@@ -157,28 +252,16 @@ class UPDPTrainer(Trainer):
             )
 
     def _calibration_batches(self) -> list[dict[str, Tensor]]:
-        """The first images of a fixed shuffle, the same on every process."""
-        dataset = self.train_dataset
-        if dataset is None or isinstance(dataset, IterableDataset):
-            raise ValueError(
-                f"`train_dataset` is {type(dataset).__name__}, but calibration reads some images by index: pass a "
-                "map-style dataset, or gate and calibrate the model yourself before building the trainer."
-            )
-        generator = torch.Generator().manual_seed(self.args.seed)
-        indices = torch.randperm(len(dataset), generator=generator)[: self.args.calibration_size].tolist()
-        subset: Any = Subset(dataset, indices)
-        if isinstance(dataset, datasets.Dataset):
-            subset = self._remove_unused_columns(dataset.select(indices), description="calibration")
-        loader = DataLoader(subset, batch_size=self.args.per_device_eval_batch_size, collate_fn=self.data_collator)
+        """The images to calibrate with and to score by, the same on every process, with labels if they have any."""
+        sample, _ = sample_and_rest(self.train_dataset, self.args.calibration_size, self.args.seed)
+        if isinstance(sample, datasets.Dataset):
+            sample = self._remove_unused_columns(sample, description="calibration")
+        loader = DataLoader(sample, batch_size=self.args.per_device_eval_batch_size, collate_fn=self.data_collator)
+        names = (self.image_key, "labels")
         with torch.random.fork_rng():
             # Augmentation draws from the global generator; training is not to notice.
             torch.manual_seed(self.args.seed)
-            return [{self._image_key: batch[self._image_key]} for batch in loader]
-
-    @property
-    def _image_key(self) -> str:
-        """The name under which a batch holds the images."""
-        return str(getattr(self.base, "main_input_name", "pixel_values"))
+            return [{name: batch[name] for name in names if name in batch} for batch in loader]
 
     def _prepare_teacher(self) -> None:
         teacher = self.base if self.teacher is None else self.teacher
@@ -190,90 +273,16 @@ class UPDPTrainer(Trainer):
 
     # within the loop
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:
-        """Return the loss of the labels, mixed with that of the teacher while training: see `distillation_losses`."""
-        if self.args.distillation == "none" or not model.training:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+    def teacher_logits(self, inputs: dict[str, Any], logits: Tensor) -> Tensor:
+        """Return what the teacher predicts for this batch."""
         with torch.no_grad():
-            images = inputs[self._image_key]
-            teacher = logits_of(self._teacher, model_inputs(self._teacher, images)).float()
-        losses = distillation_losses(
-            outputs["logits"].float(), teacher, hard=self.args.distillation == "hard", temperature=self.args.temperature
-        )
-        # Averaged as the Trainer averages the loss of the labels: over the accumulated batch of all processes if it
-        # counted that, else over this batch.
-        if num_items_in_batch is not None and (self.model_accepts_loss_kwargs or self.compute_loss_func):
-            processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-            distilled = losses.sum() * processes / num_items_in_batch
-        else:
-            distilled = losses.mean()
-        weight = self.args.distillation_weight
-        loss = (1 - weight) * loss + weight * distilled
-        return (loss, outputs) if return_outputs else loss
+            return logits_of(self._teacher, model_inputs(self._teacher, inputs[self.image_key])).float()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with λ beside the loss.
-
-        Raises:
-            ValueError: the gradients are not numbers any more.
-        """
+        """Log, with λ beside the loss."""
         if "loss" in logs:
             logs = {**logs, "lambda": self.callback.lambda_at(max(self.state.global_step - 1, 0), self.state.max_steps)}
-        if math.isnan(logs.get("grad_norm", 0.0)) and not self.args.fp16:
-            raise ValueError(
-                f"The gradients are NaN at step {self.state.global_step} (learning rate "
-                f"{self._get_learning_rate():.1e}): lower the learning rate, lengthen the ramp, or find broken images."
-            )
         super().log(logs, start_time)
-
-    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Return what is decayed: matrices and kernels, and no vector whatever its name."""
-        return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate the main process's network on all processes: see `Trainer.evaluation_loop`."""
-        self._share_buffers_()
-        return super().evaluation_loop(*args, **kwargs)
-
-    def _share_buffers_(self) -> None:
-        """Give all processes the running statistics of the main one, which is the one that saves.
-
-        While training, each has its own from its own images, until the next forward.
-        """
-        for buffer in self.model.buffers():
-            buffer.copy_(broadcast(buffer))
-
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Return the operations of one step: forward, and twice as many backward."""
-        return 6 * self._macs * len(next(iter(inputs.values())))
-
-    # checkpoints
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        if not is_gated(self.model):
-            super()._save(output_dir, state_dict)
-            return
-        if not self.args.should_save:
-            return
-        folder = Path(output_dir or self.args.output_dir)
-        save_checkpoint(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), folder)
-        if self.processing_class is not None:
-            self.processing_class.save_pretrained(folder)
-        torch.save(self.args, folder / TRAINING_ARGS_NAME)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        load_checkpoint_(model or self.model, resume_from_checkpoint)
-
-    def _load_best_model(self) -> None:
-        logger.info("Loading the best model, %s.", self.state.best_model_checkpoint)
-        load_checkpoint_(self.model, str(self.state.best_model_checkpoint))
 
     # after the loop
 
@@ -301,6 +310,7 @@ class UPDPTrainer(Trainer):
             metrics_before=_metrics(opened[0]) if opened else {},
             metrics_after=_metrics(closed[-1]) if closed else {},
             latencies=asdict(self._latencies) if self._latencies else {},
+            selection=self._selection,
             arguments=changed_arguments(self.args),
             seed=self.args.seed,
         )

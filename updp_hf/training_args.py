@@ -5,14 +5,17 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from updp_hf.core.budget import Budget
 from updp_hf.core.plan import Plan, PlanError
 from updp_hf.core.policy import ramp
 from updp_hf.core.sites import Form
 from updp_hf.layout_updp import END_ACTIVATIONS
+from updp_hf.selectors import SELECTORS
 
-__all__ = ["UPDPTrainingArguments"]
+__all__ = ["SUPERNET", "UPDPTrainingArguments"]
 
-SELECTORS = ("least-damage", "uniform", "last")
+SUPERNET = "supernet"
+"""The selector that trains a supernet and searches it, beside `SELECTORS`."""
 
 
 @dataclass
@@ -20,14 +23,35 @@ class UPDPTrainingArguments(TrainingArguments):
     """Arguments of `UPDPTrainer`: all of `TrainingArguments`, and what to prune and how."""
 
     num_pruned_blocks: int | None = field(
-        default=None, metadata={"help": "How many blocks to prune. Give this or `plan`."}
+        default=None, metadata={"help": "How many blocks to prune. Give this, one of the three targets, or `plan`."}
+    )
+    target_speed_up: float | None = field(
+        default=None,
+        metadata={"help": "Latency before / after to be reached on this device at the evaluation batch size, above 1."},
+    )
+    target_macs: float | None = field(
+        default=None, metadata={"help": "Largest fraction of the multiply-accumulates that may be left, below 1."}
+    )
+    target_parameters: float | None = field(
+        default=None, metadata={"help": "Largest fraction of the parameters that may be left, below 1."}
     )
     plan: str | None = field(
         default=None, metadata={"help": "JSON file of a plan, which says exactly what to prune. In code, also a Plan."}
     )
     selector: str = field(
-        default="least-damage",
-        metadata={"help": "How to choose the blocks if there is no plan.", "choices": list(SELECTORS)},
+        default="sensitivity",
+        metadata={"help": "How to choose the blocks if there is no plan.", "choices": [*SELECTORS, SUPERNET]},
+    )
+    supernet_fraction: float = field(
+        default=0.5,
+        metadata={
+            "help": "Length of the training of the supernet, for the selector of that name, as a fraction of the "
+            "epochs or steps of the pruning that follows; each of its steps computes four networks."
+        },
+    )
+    start_from_supernet: bool = field(
+        default=False,
+        metadata={"help": "Prune the supernet's weights, for the selector of that name, and not the checkpoint's."},
     )
     form: str = field(
         default=Form.MERGE.value,
@@ -77,13 +101,14 @@ class UPDPTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         """Check what can be checked without a model."""
         super().__post_init__()
-        if (self.num_pruned_blocks is None) == (self.plan is None):
-            given = "both" if self.plan is not None else "neither"
-            raise ValueError(f"Of `num_pruned_blocks` and `plan`, {given} is given: give one of them.")
-        if self.num_pruned_blocks is not None and self.num_pruned_blocks < 1:
-            raise ValueError(f"`num_pruned_blocks` is {self.num_pruned_blocks}, expected at least 1.")
+        asked = ("num_pruned_blocks", "target_speed_up", "target_macs", "target_parameters", "plan")
+        given = [f"`{name}`" for name in asked if getattr(self, name) is not None]
+        if len(given) != 1:
+            names = ", ".join(f"`{name}`" for name in asked[:-1])
+            raise ValueError(f"Of {names} and `plan`, {' and '.join(given) or 'none'} is given: give one of them.")
+        self.budget()  # raises what is wrong with it
         for name, choices in (
-            ("selector", SELECTORS),
+            ("selector", (*SELECTORS, SUPERNET)),
             ("form", tuple(Form)),
             ("cost", ("macs", "latency")),
             ("start", ("inherit", "fit")),
@@ -99,6 +124,13 @@ class UPDPTrainingArguments(TrainingArguments):
                 f"`calibration_size` {self.calibration_size}, expected a weight in [0, 1], a temperature above 0 and "
                 "at least one image."
             )
+        if not self.supernet_fraction > 0.0:
+            raise ValueError(f"`supernet_fraction` is {self.supernet_fraction}, expected a fraction above 0.")
+        if self.start_from_supernet and self.selector != SUPERNET:
+            raise ValueError(
+                f"`start_from_supernet` is on, but the selector is {self.selector!r}, which trains no supernet: set "
+                "`selector` to 'supernet'."
+            )
         if self.push_to_hub and self.hub_strategy != "end":
             raise ValueError(
                 f"`hub_strategy` is {self.hub_strategy.value!r}, which would publish unfinished weights under the "
@@ -106,6 +138,16 @@ class UPDPTrainingArguments(TrainingArguments):
             )
         # An open or closed gate leaves one of its sides without gradients.
         self.ddp_find_unused_parameters: bool | None = self.ddp_find_unused_parameters is not False
+
+    def budget(self) -> Budget | None:
+        """Return how much is to be pruned, None if a plan says it.
+
+        Raises:
+            ValueError: no model could be pruned so much.
+        """
+        if self.plan is not None:
+            return None
+        return Budget(self.num_pruned_blocks, self.target_speed_up, self.target_macs, self.target_parameters)
 
     def given_plan(self) -> Plan | None:
         """Return the plan that the arguments give, None if the blocks are to be selected.
@@ -125,7 +167,7 @@ class UPDPTrainingArguments(TrainingArguments):
         if given is not None:
             is_asked_for = given.digest() == plan.digest()
         else:
-            asked = (self.num_pruned_blocks, {self.form}, self.start, self.end_activation)
+            asked = (self.num_pruned_blocks or len(plan.sites), {self.form}, self.start, self.end_activation)
             is_asked_for = asked == (len(plan.sites), {s.form for s in plan.sites}, plan.start, plan.end_activation)
         if not is_asked_for:
             raise PlanError(

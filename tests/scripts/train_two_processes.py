@@ -34,7 +34,7 @@ def main(folder: Path, batch_size: int) -> None:
             # The processes start apart, and so select other blocks if left to themselves; DDP levels the weights.
             vit(seed=rank),
             train_dataset=RandomImages(count=20),
-            selector="least-damage",
+            selector="sensitivity",
             max_steps=6,
             per_device_train_batch_size=batch_size,
             per_device_eval_batch_size=2,

@@ -58,10 +58,6 @@ class Gate(nn.Module):
         if not 0.0 <= value <= 1.0:
             raise ValueError(f"λ is {value}, but a gate blends with λ in [0, 1]: check the schedule that computed it.")
         self.lam.fill_(value)
-        self._read_stage()
-
-    def _read_stage(self) -> None:
-        value = float(self.lam)
         self.stage = value if value in (0.0, 1.0) else 0.5
 
     def lerp(self, original: Tensor, pruned: Tensor) -> Tensor:
@@ -85,7 +81,8 @@ class Gate(nn.Module):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._read_stage()
+        value = float(self.lam)
+        self.stage = value if value in (0.0, 1.0) else 0.5
 
     def extra_repr(self) -> str:
         return f"lam={float(self.lam):g}"

@@ -5,9 +5,9 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from updp_hf.core.gate import Gate
+from updp_hf.core.gate import Gate, gates
 
-__all__ = ["evaluation", "open_gates"]
+__all__ = ["evaluation", "open_gates", "stock_statistics_kept"]
 
 
 @contextmanager
@@ -33,3 +33,21 @@ def open_gates(model: nn.Module) -> Iterator[None]:
     finally:
         for gate, stage in stages:
             gate.stage = stage
+
+
+@contextmanager
+def stock_statistics_kept(model: nn.Module) -> Iterator[None]:
+    """Let no BatchNorm of the checkpoint update its running statistics: they describe the open network.
+
+    While training they normalise by the batch all the same. Those on the pruned sides of gates go on updating theirs.
+    """
+    own = {id(m) for _, gate in gates(model) for m in getattr(gate, "pruned", nn.Identity()).modules()}
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and id(m) not in own]
+    tracking = [norm for norm in norms if norm.track_running_stats]
+    for norm in tracking:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in tracking:
+            norm.track_running_stats = True

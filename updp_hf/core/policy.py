@@ -1,10 +1,13 @@
 """How far each gate is closed at each step: functions of the step, so that resumed runs and all ranks agree."""
 
 import math
+import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
-__all__ = ["Policy", "Schedule", "anneal", "ramp"]
+from updp_hf.core.budget import Choice
+
+__all__ = ["Policy", "Schedule", "anneal", "ramp", "sandwich"]
 
 Schedule = Callable[[float], float]
 """From progress in [0, 1], the fraction of all optimizer steps that are done, to λ in [0, 1]."""
@@ -49,3 +52,24 @@ def anneal(gates: Sequence[str], schedule: Schedule) -> Policy:
         return dict.fromkeys(gates, schedule(min(step / max(total_steps, 1), 1.0)))
 
     return policy
+
+
+def sandwich(num_sites: int, *, num_random: int = 2, seed: int = 0) -> Callable[[int], list[Choice]]:
+    """Return the policy of supernet training (UPDP, step 1): from the step to the sites closed in each of its settings.
+
+    The sandwich rule (Yu & Huang, arXiv 1903.05134): nothing closed, everything closed, and `num_random` choices in
+    between, whose number of sites is uniform. They are drawn from `(seed, step)` alone. How UPDP draws is not known.
+
+    Raises:
+        ValueError: there are no sites, or `num_random` is negative.
+    """
+    if num_sites < 1 or num_random < 0:
+        raise ValueError(f"The sandwich rule was given {num_sites} sites and {num_random} random choices.")
+
+    def settings(step: int) -> list[Choice]:
+        generator = random.Random(f"{seed} {step}")
+        counts = [generator.randint(1, max(num_sites - 1, 1)) for _ in range(num_random)]
+        drawn = [tuple(sorted(generator.sample(range(num_sites), count))) for count in counts]
+        return [(), tuple(range(num_sites)), *drawn]
+
+    return settings

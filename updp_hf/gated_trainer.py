@@ -1,0 +1,137 @@
+"""The Trainer over a gated model: what annealing and supernet training have in common."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast
+from torch import Tensor, nn
+from transformers import Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.utils import logging
+
+from updp_hf.core.cost import count_macs
+from updp_hf.core.gate import is_gated
+from updp_hf.core.modes import open_gates
+from updp_hf.distillation import distillation_losses
+from updp_hf.files import load_checkpoint_, save_checkpoint
+from updp_hf.inputs import example_inputs_of
+from updp_hf.training_args import UPDPTrainingArguments
+
+__all__ = ["GatedTrainer"]
+
+logger = logging.get_logger(__name__)
+
+
+class GatedTrainer(Trainer):
+    """Train a gated model: strict checkpoints, statistics of one process, and the loss of a teacher if there is one."""
+
+    args: UPDPTrainingArguments
+
+    def __init__(self, model: nn.Module, args: UPDPTrainingArguments, **kwargs: Any):
+        if not isinstance(args, UPDPTrainingArguments):
+            raise TypeError(f"`args` is {type(args).__name__}, expected UPDPTrainingArguments.")
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"{args.n_gpu} GPUs are visible to one process, which would use DataParallel: start the script with "
+                "`accelerate launch`."
+            )
+        super().__init__(model=model, args=args, **kwargs)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                "FSDP or DeepSpeed is on, but gates and merging need whole parameters: run with plain data parallelism "
+                "(`accelerate launch --multi_gpu`)."
+            )
+        with open_gates(model):
+            self._macs = count_macs(model, example_inputs_of(model))
+
+    @property
+    def image_key(self) -> str:
+        """The name under which a batch holds the images."""
+        return str(getattr(self.model, "main_input_name", "pixel_values"))
+
+    def teacher_logits(self, inputs: dict[str, Any], logits: Tensor) -> Tensor | None:
+        """Return what the `logits` of this batch are to resemble, None if the labels alone teach."""
+        return None
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Return the loss of the labels, mixed with that of the teacher while training: see `distillation_losses`."""
+        if self.args.distillation == "none" or not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        student = outputs["logits"].float()
+        teacher = self.teacher_logits(inputs, student)
+        if teacher is not None:
+            losses = distillation_losses(
+                student, teacher, hard=self.args.distillation == "hard", temperature=self.args.temperature
+            )
+            # Averaged as the Trainer averages the loss of the labels: over the accumulated batch of all processes if
+            # it counted that, else over this batch.
+            if num_items_in_batch is not None and (self.model_accepts_loss_kwargs or self.compute_loss_func):
+                processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+                distilled = losses.sum() * processes / num_items_in_batch
+            else:
+                distilled = losses.mean()
+            weight = self.args.distillation_weight
+            loss = (1 - weight) * loss + weight * distilled
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log.
+
+        Raises:
+            ValueError: the gradients are not numbers any more.
+        """
+        if math.isnan(logs.get("grad_norm", 0.0)) and not self.args.fp16:
+            raise ValueError(
+                f"The gradients are NaN at step {self.state.global_step} (learning rate "
+                f"{self._get_learning_rate():.1e}): lower the learning rate, lengthen the ramp, or find broken images."
+            )
+        super().log(logs, start_time)
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Return what is decayed: matrices and kernels, and no vector whatever its name."""
+        return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate the main process's network on all processes: see `Trainer.evaluation_loop`."""
+        self.share_buffers_()
+        return super().evaluation_loop(*args, **kwargs)
+
+    def share_buffers_(self) -> None:
+        """Give all processes the running statistics of the main one, which is the one that saves.
+
+        While training, each has its own from its own images, until the next forward.
+        """
+        for buffer in self.model.buffers():
+            buffer.copy_(broadcast(buffer))
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Return the operations of one step: forward, and twice as many backward."""
+        return 6 * self._macs * len(next(iter(inputs.values())))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if not is_gated(self.model):
+            super()._save(output_dir, state_dict)
+            return
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        save_checkpoint(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), folder)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
+        torch.save(self.args, folder / TRAINING_ARGS_NAME)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        load_checkpoint_(model or self.model, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        logger.info("Loading the best model, %s.", self.state.best_model_checkpoint)
+        load_checkpoint_(self.model, str(self.state.best_model_checkpoint))

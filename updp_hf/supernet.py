@@ -1,0 +1,160 @@
+"""Supernet training, UPDP's first step: one network whose sites are trained open and closed at once."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy, get_last_checkpoint
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from updp_hf.calibration import calibrate_
+from updp_hf.core.modes import stock_statistics_kept
+from updp_hf.core.plan import Plan
+from updp_hf.core.policy import sandwich
+from updp_hf.files import load_checkpoint_, save_checkpoint
+from updp_hf.gated_trainer import GatedTrainer
+from updp_hf.surgery import close_only_, gate_, plan_of
+from updp_hf.training_args import UPDPTrainingArguments
+
+__all__ = ["SupernetTrainer", "train_supernet"]
+
+
+class SupernetTrainer(GatedTrainer):
+    """Train a gated model by the sandwich rule: in each step, one backward for each setting of the gates.
+
+    All settings share the weights, and the step's loss is their mean. BatchNorms normalise by the batch; the
+    checkpoint's keep the running statistics of the open network, and those on the pruned sides have their own. Before
+    a choice of sites is scored, all take the statistics of that choice: see `recalibrate_batch_norms_`.
+
+    If `args` ask for distillation, the closed settings learn from what the open one predicts for the same batch
+    (in-place distillation, Yu & Huang, arXiv 1903.05134).
+
+    Args:
+        model: a model gated with all sites that are candidates; its gates are open again after training.
+        args: the arguments of a Trainer; what they say of pruning is not used but distillation.
+        num_random: settings a step beside all open and all closed.
+        **kwargs: as for `Trainer`.
+
+    Raises:
+        PlanError: the model is not gated.
+
+    Example:
+        >>> gate_(model, Plan(find_sites(model).sites))
+        >>> calibrate_(model, batches)
+        >>> SupernetTrainer(model, args, train_dataset=train).train()
+    """
+
+    def __init__(self, model: nn.Module, args: UPDPTrainingArguments, *, num_random: int = 2, **kwargs: Any):
+        self.settings = sandwich(len(plan_of(model).sites), num_random=num_random, seed=args.seed)
+        super().__init__(model, args, **kwargs)
+        self._closed: tuple[int, ...] = ()
+        self._count = 1
+        self._losses: list[Tensor] = []
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, and leave all gates open: see `Trainer.train`."""
+        close_only_(self.model, ())
+        output = super().train(*args, **kwargs)
+        close_only_(self.model, ())
+        self.share_buffers_()
+        return output
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Compute the gradients of every setting of this step, one after another."""
+        settings = self.settings(self.state.global_step)
+        self._count = len(settings)
+        open_, *closed = settings
+        self._set_(open_)
+        self._losses = [super().training_step(model, inputs, num_items_in_batch)]
+        with stock_statistics_kept(self.model):
+            for choice in closed:
+                self._set_(choice)
+                self._losses.append(super().training_step(model, inputs, num_items_in_batch))
+        return torch.stack(self._losses).sum()
+
+    def _set_(self, choice: tuple[int, ...]) -> None:
+        self._closed = choice
+        close_only_(self.model, choice)
+
+    def compute_loss(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Return the loss of this setting, divided by the number of settings."""
+        result = super().compute_loss(model, *args, **kwargs)
+        if not model.training:
+            return result
+        if isinstance(result, tuple):
+            return (result[0] / self._count, result[1])
+        return result / self._count
+
+    def teacher_logits(self, inputs: dict[str, Any], logits: Tensor) -> Tensor | None:
+        """Return what the open network predicts for this batch."""
+        if not self._closed:
+            self._open = logits.detach()
+            return None
+        return self._open
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with the losses of the open and of the closed network in the last step beside their mean."""
+        if "loss" in logs and self._losses:
+            open_, closed = (float(loss) * self._count for loss in self._losses[:2])
+            logs = {**logs, "loss_open": open_, "loss_closed": closed}
+        super().log(logs, start_time)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Return the operations of one step, every setting counted as the open one."""
+        return len(self.settings(self.state.global_step)) * super().floating_point_ops(inputs)
+
+
+def train_supernet(
+    model: nn.Module,
+    plan: Plan,
+    images: Sequence[Any],
+    args: UPDPTrainingArguments,
+    folder: Path,
+    *,
+    train_dataset: Any,
+    **kwargs: Any,
+) -> nn.Module:
+    """Return a copy of `model` gated with `plan` and trained as a supernet.
+
+    The one in `folder` is taken if it is finished; if it was interrupted, its training goes on from its last
+    checkpoint. `args` are those of the pruning run, `images` calibrate what is new, the rest is as for `Trainer`.
+
+    Raises:
+        ValueError: there is no image to train on, or what lies in `folder` does not fit.
+    """
+    supernet = copy.deepcopy(model)
+    gate_(supernet, plan)
+    if (folder / SAFE_WEIGHTS_NAME).is_file():
+        load_checkpoint_(supernet, folder)
+        return supernet.to(args.device)
+    if not len(train_dataset):
+        raise ValueError(
+            f"`calibration_size` is {args.calibration_size}, and the training set has no more images: choose fewer, "
+            "for the supernet is trained on the others."
+        )
+    calibrate_(supernet, images)
+    trainer = SupernetTrainer(supernet, _arguments(args, folder), train_dataset=train_dataset, **kwargs)
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
+    if trainer.is_world_process_zero():
+        save_checkpoint(supernet, folder)
+    trainer.accelerator.wait_for_everyone()
+    return supernet
+
+
+def _arguments(args: UPDPTrainingArguments, folder: Path) -> UPDPTrainingArguments:
+    """Return the arguments for the supernet of a pruning run with `args`."""
+    changed = copy.copy(args)  # not `replace`, which would make a new object and reset the state of accelerate
+    changed.output_dir = str(folder)
+    changed.num_train_epochs = args.num_train_epochs * args.supernet_fraction
+    changed.max_steps = max(round(args.max_steps * args.supernet_fraction), 1) if args.max_steps > 0 else -1
+    changed.eval_strategy = IntervalStrategy.NO
+    changed.eval_on_start = changed.load_best_model_at_end = changed.push_to_hub = False
+    if args.save_strategy == SaveStrategy.BEST:
+        changed.save_strategy = SaveStrategy.NO  # nothing is evaluated
+    changed.torch_compile = False  # every setting of the gates would be compiled anew
+    return changed
