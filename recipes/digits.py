@@ -1,10 +1,13 @@
 """The straight line on real images, without a download: prune a small network trained on handwritten digits.
 
     accelerate launch recipes/digits.py --model resnet
+    accelerate launch recipes/digits.py --selector supernet
 
 It takes scikit-learn's digits (1,797 images, a quarter held out), trains a baseline and saves it as an ordinary
 checkpoint, prunes that with `UPDPTrainer`, merges, saves, loads the merged model in the ordinary way, and prints both
-side by side. Every training argument of the pruning run is an option; `--config file.yaml` sets several at once.
+side by side. With `--selector supernet` these are the four steps of UPDP: a supernet is trained and searched, the blocks
+found are pruned progressively, and merged. Every training argument of the pruning run is an option; `--config
+file.yaml` sets several at once.
 """
 
 from dataclasses import dataclass, field, replace
@@ -119,8 +122,8 @@ class DigitsArguments(updp_hf.UPDPTrainingArguments):
 
     def __post_init__(self) -> None:
         self.output_dir = self.output_dir or f"digits_{self.model}"
-        if self.plan is None and self.num_pruned_blocks is None:
-            self.num_pruned_blocks = BASELINES[self.model].num_pruned_blocks
+        if all(asked is None for asked in (self.plan, self.target_speed_up, self.target_macs, self.target_parameters)):
+            self.num_pruned_blocks = self.num_pruned_blocks or BASELINES[self.model].num_pruned_blocks
         super().__post_init__()
 
 
@@ -223,7 +226,8 @@ def main() -> None:
 
     say("\n4. As many blocks without any training, each fitted in closed form to 256 images.")
     images = splits["train"].select(range(256))[:]["pixel_values"]
-    untrained = updp_hf.prune(baseline, [torch.stack(list(images))], len(trainer.plan.blocks), form=args.form)
+    as_many = updp_hf.Budget(num_blocks=len(trainer.plan.sites))
+    untrained = updp_hf.prune(baseline, [torch.stack(list(images))], as_many, form=args.form)
 
     models = {"baseline": baseline, "pruned, no training": untrained, "pruned with UPDP": merged}
     metrics = {name: {"accuracy": evaluate(model, splits["test"], args)} for name, model in models.items()}
