@@ -5,8 +5,8 @@
 
 It takes scikit-learn's digits (1,797 images, a quarter held out), trains a baseline and saves it as an ordinary
 checkpoint, prunes that with `UPDPTrainer`, merges, saves, loads the merged model in the ordinary way, and prints both
-side by side. With `--selector supernet` these are the four steps of UPDP: a supernet is trained and searched, the blocks
-found are pruned progressively, and merged. Every training argument of the pruning run is an option; `--config
+side by side. With `--selector supernet` these are the four steps of UPDP: a supernet is trained, then searched, the
+blocks found are pruned progressively, and merged. Every training argument of the pruning run is an option; `--config
 file.yaml` sets several at once.
 """
 

@@ -15,14 +15,15 @@ from transformers import AutoModelForImageClassification
 
 from updp_hf import Plan, gate_
 
-SCRIPT = Path(__file__).parent / "scripts" / "train_two_processes.py"
+SCRIPTS = Path(__file__).parent / "scripts"
 RUNS = ["batch-norm", "evaluated", "no-batch-norm"]
+SELECTORS = ["sensitivity", "greedy", "taylor", "random", "supernet"]
 
 
-def run(folder: Path, processes: int, batch_size: int) -> Path:
+def run(script: str, folder: Path, processes: int, batch_size: int) -> Path:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     done = subprocess.run(
-        [*launch, str(SCRIPT), str(folder), str(batch_size)],
+        [*launch, str(SCRIPTS / script), str(folder), str(batch_size)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
@@ -34,12 +35,12 @@ def run(folder: Path, processes: int, batch_size: int) -> Path:
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    return run(tmp_path_factory.mktemp("two"), processes=2, batch_size=2)
+    return run("train_two_processes.py", tmp_path_factory.mktemp("two"), processes=2, batch_size=2)
 
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
-    return run(tmp_path_factory.mktemp("one"), processes=1, batch_size=4)
+    return run("train_two_processes.py", tmp_path_factory.mktemp("one"), processes=1, batch_size=4)
 
 
 def ended(folder: Path, name: str, rank: int) -> dict:
@@ -88,3 +89,37 @@ def test_two_processes_learn_what_one_learns_from_the_same_batches(one, two):
     alone, together = (ended(folder, "no-batch-norm", 0) for folder in (one, two))
     assert together["blocks"] == alone["blocks"]
     assert_equal(together["weights"], alone["weights"], tolerance=1e-6)
+
+
+@pytest.fixture(scope="module")
+def selected(tmp_path_factory):
+    """Select in two processes and in one, and return where each wrote down what it chose."""
+    return [
+        run("select_in_processes.py", tmp_path_factory.mktemp("selected"), processes=count, batch_size=4 // count)
+        for count in (2, 1)
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*SELECTORS, "speed-up"])
+def test_all_processes_select_alike(selected, name):
+    two, _ = selected
+    main, other = (ended(two, name, rank) for rank in range(2))
+    assert main["blocks"] == other["blocks"]
+    assert_equal(other["supernet"], main["supernet"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SELECTORS)
+def test_two_processes_select_what_one_selects(selected, name):
+    together, alone = (ended(folder, name, 0) for folder in selected)
+    assert together["blocks"] == alone["blocks"]
+    assert_equal(together["supernet"], alone["supernet"], tolerance=1e-6)
+
+
+@pytest.mark.slow
+def test_the_processes_score_each_choice_once_and_one_writes(selected):
+    files = [(folder / "supernet" / "updp_selection" / "scores.jsonl").read_text().splitlines() for folder in selected]
+    together, alone = ([json.loads(line) for line in lines[1:]] for lines in files)
+    assert [choice for choice, _ in together] == [choice for choice, _ in alone] == [[0, 1], [0, 2], [1, 2]]
+    assert [score for _, score in together] == pytest.approx([score for _, score in alone], abs=1e-5)

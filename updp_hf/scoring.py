@@ -158,7 +158,7 @@ class ScoreHistory:
 
     def _read(self, file: Path, subject: dict[str, Any]) -> dict[Choice, float]:
         head, *lines = file.read_text(encoding="utf-8").split("\n") if file.is_file() else [""]
-        if not head:
+        if not lines:  # there is no file, or not even its first line was finished
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(subject, sort_keys=True) + "\n", encoding="utf-8")
             return {}

@@ -84,23 +84,23 @@ def demand_of(
     Raises:
         PlanError: even all of them together save too little.
     """
-    closed = f"with all {len(sites)} sites closed"
     if budget.num_blocks is not None:
-        savings = [1.0 for _ in sites]
-        required, possible = float(budget.num_blocks), f"the model has {len(sites)} sites"
+        savings, required = [1.0 for _ in sites], float(budget.num_blocks)
+        possible = f"the model has {len(sites)} sites"
     elif budget.speed_up is not None:
         before, after = measure_merged(model, sites, batch_size)
-        savings = [float(s.macs_saved if s.seconds_saved is None else s.seconds_saved) for s in sites]
-        scale = max(before - after, 0.0) / sum(savings)
-        savings = [scale * saving for saving in savings]
-        required, possible = before * (1 - 1 / budget.speed_up), f"{closed} the model is {before / after:.2f}× as fast"
-    elif budget.macs is not None:
-        savings, total = [float(s.macs_saved) for s in sites], count_macs(model, example_inputs_of(model))
-        required, possible = total * (1 - budget.macs), f"{closed} {1 - sum(savings) / total:.1%} are left"
+        shares = [float(s.macs_saved if s.seconds_saved is None else s.seconds_saved) for s in sites]
+        savings = [max(before - after, 0.0) * share / sum(shares) for share in shares]
+        required = before * (1 - 1 / budget.speed_up)
+        possible = f"with all {len(sites)} sites closed the model is {before / after:.2f}× as fast"
     else:
-        savings, total = [float(s.params_saved) for s in sites], count_parameters(model)
-        required = total * (1 - (budget.parameters or 0.0))
-        possible = f"{closed} {1 - sum(savings) / total:.1%} are left"
+        if budget.macs is not None:
+            savings, total = [float(s.macs_saved) for s in sites], count_macs(model, example_inputs_of(model))
+        else:
+            savings, total = [float(s.params_saved) for s in sites], count_parameters(model)
+        required = total * (1 - (budget.macs or budget.parameters or 0.0))
+        useful = [saving for saving in savings if saving > 0]
+        possible = f"with all {len(useful)} sites closed that save any {1 - sum(useful) / total:.1%} are left"
     kept = [index for index, saving in enumerate(savings) if saving > 0]
     demand = Demand(tuple(savings[index] for index in kept), required)
     if not demand.is_met(range(len(kept))):

@@ -1,6 +1,8 @@
 """Supernet training, UPDP's first step: one network whose sites are trained open and closed at once."""
 
 import copy
+import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, get_last_checkpoint
-from transformers.utils import SAFE_WEIGHTS_NAME
 
 from updp_hf.calibration import calibrate_
 from updp_hf.core.modes import stock_statistics_kept
@@ -119,18 +120,19 @@ def train_supernet(
     train_dataset: Any,
     **kwargs: Any,
 ) -> nn.Module:
-    """Return a copy of `model` gated with `plan` and trained as a supernet.
+    """Return a copy of `model` gated with `plan` and trained as a supernet, which is kept in `folder`.
 
-    The one in `folder` is taken if it is finished; if it was interrupted, its training goes on from its last
-    checkpoint. `args` are those of the pruning run, `images` calibrate what is new, the rest is as for `Trainer`.
+    One that is there and finished is taken; if it was interrupted, its training goes on from its last checkpoint.
+    `args` are those of the pruning run, `images` calibrate what is new, the rest is as for `Trainer`.
 
     Raises:
         ValueError: there is no image to train on, or what lies in `folder` does not fit.
     """
     supernet = copy.deepcopy(model)
     gate_(supernet, plan)
-    if (folder / SAFE_WEIGHTS_NAME).is_file():
-        load_checkpoint_(supernet, folder)
+    finished, checkpoints = folder / "supernet", folder / "training"
+    if finished.is_dir():
+        load_checkpoint_(supernet, finished)
         return supernet.to(args.device)
     if not len(train_dataset):
         raise ValueError(
@@ -138,10 +140,12 @@ def train_supernet(
             "for the supernet is trained on the others."
         )
     calibrate_(supernet, images)
-    trainer = SupernetTrainer(supernet, _arguments(args, folder), train_dataset=train_dataset, **kwargs)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
+    trainer = SupernetTrainer(supernet, _arguments(args, checkpoints), train_dataset=train_dataset, **kwargs)
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None)
     if trainer.is_world_process_zero():
-        save_checkpoint(supernet, folder)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as unfinished:
+            save_checkpoint(supernet, Path(unfinished) / "supernet")
+            os.replace(Path(unfinished) / "supernet", finished)
     trainer.accelerator.wait_for_everyone()
     return supernet
 

@@ -47,7 +47,7 @@ logger = logging.get_logger(__name__)
 
 REPORTED_BATCH_SIZES = (1, 8)
 """Batch sizes at which a saved model's latency is measured."""
-SELECTION = "selection"
+SELECTION = "updp_selection"
 """Folder inside the output folder for what selecting leaves: the supernet and the scores, from which it is resumed."""
 
 
@@ -214,8 +214,7 @@ class UPDPTrainer(GatedTrainer):
         args, processes = self.args, PartialState()
         folder = Path(args.output_dir) / SELECTION
         if processes.is_main_process and not resume:
-            shutil.rmtree(folder / "supernet", ignore_errors=True)
-            (folder / "scores.jsonl").unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
         processes.wait_for_everyone()
         plan = Plan(sites, args.start, args.end_activation)  # type: ignore[arg-type]
         images = self._calibration_batches()
@@ -225,7 +224,7 @@ class UPDPTrainer(GatedTrainer):
             plan,
             images,
             args,
-            folder / "supernet",
+            folder,
             train_dataset=rest,
             data_collator=self.data_collator,
             compute_loss_func=self.compute_loss_func,
