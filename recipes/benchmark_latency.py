@@ -22,11 +22,12 @@ from torch import nn
 
 from updp_hf import Plan, calibrate_, close_, find_sites, gate_, merge, recalibrate_batch_norms_
 from updp_hf.arguments import parse_arguments
+from updp_hf.core.budget import Demand
 from updp_hf.core.cost import count_macs, count_parameters, measure_latency
 from updp_hf.core.plan import library_versions
 from updp_hf.inputs import example_inputs_of
 from updp_hf.report import device_name, side_by_side
-from updp_hf.selection import uniform
+from updp_hf.selectors import uniform
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
 CALIBRATION_IMAGES = 8
@@ -81,7 +82,9 @@ def measure(name: str, options: LatencyArguments) -> dict[str, Any]:
     randomize_(baseline)
     sites = tuple(site for site in find_sites(baseline).sites if site.pays)
     levels = options.levels or [round(len(sites) * quarter / 4) for quarter in range(1, 5)]
-    plans = {level: Plan(uniform(sites, level)) for level in sorted(set(levels)) if 0 < level <= len(sites)}
+    counts = [level for level in sorted(set(levels)) if 0 < level <= len(sites)]
+    spread = {count: uniform(Demand((1.0,) * len(sites), count)) for count in counts}
+    plans = {count: Plan(tuple(sites[index] for index in choice)) for count, choice in spread.items()}
     versions = {"P0": baseline, **{f"P{level}": merged(baseline, plan) for level, plan in plans.items()}}
     example = example_inputs_of(baseline)
     facts = {

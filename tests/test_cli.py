@@ -22,10 +22,9 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from updp_hf import LatencyTable, UPDPForImageClassification, cli, find_sites, prune
+from updp_hf import Budget, LatencyTable, UPDPForImageClassification, cli, find_sites, prune
 from updp_hf.core.cost import count_macs, count_parameters
 from updp_hf.inputs import example_inputs_of
-from updp_hf.selection import last
 
 ROOT = Path(__file__).parent.parent
 LARGE_ENOUGH = {"hidden_size": 64, "intermediate_size": 256, "image_size": 32, "patch_size": 4}
@@ -70,7 +69,7 @@ def bottleneck_resnet():
 
 
 def pruned():
-    return prune(large_vit(), [torch.randn(4, 3, 32, 32)], 1, selector=last)
+    return prune(large_vit(), [torch.randn(4, 3, 32, 32)], Budget(num_blocks=1), selector="last")
 
 
 def run(capsys, *arguments):
@@ -182,7 +181,7 @@ def test_macs_may_be_what_counts(tmp_path, capsys, monkeypatch):
 
 
 def test_blocks_refused_for_the_same_reason_share_a_line(tmp_path, capsys):
-    model = prune(vit(num_hidden_layers=6), [torch.randn(4, 3, 16, 16)], 5, selector=last)
+    model = prune(vit(num_hidden_layers=6), [torch.randn(4, 3, 16, 16)], Budget(num_blocks=5), selector="last")
     model.save_pretrained(tmp_path)
     _, printed, _ = run(capsys, tmp_path)
     head, line = printed.split("\n\n")[-1].splitlines()

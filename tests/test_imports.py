@@ -10,7 +10,10 @@ import updp_hf
 
 PACKAGE = Path(updp_hf.__file__).parent
 TRAVELLING = ("layout_updp", "configuration_updp", "modeling_updp")
-SHELL = ("trainer", "training_args", "callback", "report", "prune", "selection", "cli", "card", "hub", "plots")
+SHELL = (
+    *("trainer", "gated_trainer", "training_args", "callback", "supernet", "report", "prune", "cli", "card", "hub"),
+    *("selection", "selectors", "scoring", "samples", "pareto", "plots"),
+)
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -122,6 +122,7 @@ class ScoreHistory:
         subject: JSON values that tell what is scored; a file about another subject is refused.
         file: where the scores are kept, in JSON Lines; nowhere by default.
         processes: with several, the main one reads and writes the file.
+        disable_tqdm: whether to show no progress bar.
 
     Raises:
         ValueError: the file is about something else.
@@ -134,19 +135,21 @@ class ScoreHistory:
         *,
         file: str | os.PathLike[str] | None = None,
         processes: PartialState | None = None,
+        disable_tqdm: bool = False,
     ):
         self.scores: dict[Choice, float] = {}
         self._fitness = fitness
         self._file = None if file is None else Path(file)
         self._at_once = 1 if processes is None else processes.num_processes
         self._is_main = processes is None or processes.is_main_process
+        self._disable_tqdm = disable_tqdm or not self._is_main
         if self._file is not None:
             self.scores = agreed(lambda: self._read(self._file, dict(subject or {})), processes)  # type: ignore[arg-type]
 
     def __call__(self, choices: Sequence[Choice]) -> list[float]:
         """Return the score of each choice."""
         new = [choice for choice in dict.fromkeys(choices) if choice not in self.scores]
-        with logging.tqdm(total=len(new), desc="Search", disable=not new or not self._is_main, leave=False) as bar:
+        with logging.tqdm(total=len(new), desc="Search", disable=self._disable_tqdm or not new, leave=False) as bar:
             for start in range(0, len(new), self._at_once):
                 scored = new[start : start + self._at_once]
                 for choice, value in zip(scored, self._fitness(scored), strict=True):

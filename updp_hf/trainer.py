@@ -236,6 +236,7 @@ class UPDPTrainer(GatedTrainer):
             {**subject, "seed": args.seed},
             file=folder / "scores.jsonl",
             processes=processes,
+            disable_tqdm=bool(args.disable_tqdm),
         )
 
     def _refuse_early_optimizer(self) -> None:

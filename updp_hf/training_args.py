@@ -39,7 +39,7 @@ class UPDPTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "JSON file of a plan, which says exactly what to prune. In code, also a Plan."}
     )
     selector: str = field(
-        default="sensitivity",
+        default="greedy",
         metadata={"help": "How to choose the blocks if there is no plan.", "choices": [*SELECTORS, SUPERNET]},
     )
     supernet_fraction: float = field(
