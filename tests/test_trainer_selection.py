@@ -89,6 +89,24 @@ def test_the_report_tells_how_the_blocks_were_chosen(tmp_path):
     assert Report.load(tmp_path).plan == run.plan.to_dict()
 
 
+@pytest.mark.parametrize("speed_up", [1.2, 1.1])
+def test_what_was_asked_for_is_measured_again_when_the_merged_model_is_saved(tmp_path, speed_up, monkeypatch, caplog):
+    monkeypatch.setattr(updp_hf.selection, "measure_merged", lambda model, sites, batch_size: (1.0, 0.5))
+    run = trainer(tmp_path, target_speed_up=1.15, **NO_BLOCKS)
+    run.train()
+    models = {"before": 1.0, "after": 1.0 / speed_up}
+    monkeypatch.setattr(
+        updp_hf.report,
+        "measure_latency",
+        lambda _, inputs, rounds: {name: [s] * len(inputs) for name, s in models.items()},
+    )
+    with caplog.at_level("WARNING"):
+        run.save_model()
+    assert Report.load(tmp_path).selection["speed_up"] == pytest.approx(speed_up)
+    assert set(Report.load(tmp_path).after.latency) == {"1", "8", "16"}
+    assert ("1.10× as fast at batch size 16, 1.15× was asked for" in caplog.text) == (speed_up < 1.15)
+
+
 # the supernet
 
 

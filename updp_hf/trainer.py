@@ -300,7 +300,17 @@ class UPDPTrainer(GatedTrainer):
             closed = [e for e in closed if e["step"] == self.state.best_global_step]
         device = self.args.device
         models = {"before": copy.deepcopy(self.base).to(device), "after": copy.deepcopy(merged).to(device)}
-        costs, conditions = measure_costs(models, batch_sizes=REPORTED_BATCH_SIZES)
+        asked, size = self.args.target_speed_up, self.args.per_device_eval_batch_size
+        sizes = REPORTED_BATCH_SIZES if asked is None else (*REPORTED_BATCH_SIZES, size)
+        costs, conditions = measure_costs(models, batch_sizes=sorted(set(sizes)))
+        if asked is not None:
+            before, after = ((cost.latency or {})[str(size)] for cost in (costs["before"], costs["after"]))
+            self._selection["speed_up"] = before / after
+            if before / after < asked:
+                logger.warning(
+                    f"The merged model is {before / after:.2f}× as fast at batch size {size}, {asked:g}× was asked "
+                    "for: measure on an idle machine, or ask for more."
+                )
         return Report(
             plan=self.plan.to_dict(),
             before=costs["before"],
