@@ -36,7 +36,8 @@ class Point:
 
     plan: dict[str, Any]
     score: float  # the higher the better
-    speed_up: float  # latency before / after, measured on the merged network
+    latency: float  # median seconds of one forward of the merged network
+    speed_up: float  # latency before / after, measured in turn
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Front:
     points: tuple[Point, ...]
     beaten: tuple[Point, ...]  # the best of the other numbers of blocks
     batch_size: int  # of which the latency was measured
+    score: str  # what it is
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write `pareto.json` and, as a picture, `pareto.png` into `folder`.
@@ -64,7 +66,7 @@ class Front:
         """Read what `save` wrote into `folder`."""
         document = json.loads((Path(folder) / f"{FRONT_NAME}.json").read_text(encoding="utf-8"))
         points, beaten = (tuple(Point(**point) for point in document[name]) for name in ("points", "beaten"))
-        return cls(points, beaten, document["batch_size"])
+        return cls(points, beaten, document["batch_size"], document["score"])
 
 
 def front_of(
@@ -72,6 +74,7 @@ def front_of(
     sites: Sequence[Site],
     fitness: Fitness,
     *,
+    score: str = "score",
     batch_size: int = 1,
     processes: PartialState | None = None,
     **settings: Any,
@@ -82,6 +85,7 @@ def front_of(
         model: the checkpoint; it is left as it is.
         sites: the candidates, in the order in which `fitness` knows them.
         fitness: scores several choices at once, the higher the better.
+        score: what `fitness` measures, for people.
         batch_size: images in the forward of which the latency is measured.
         processes: with several, the main one measures.
         **settings: those of `search`.
@@ -89,15 +93,15 @@ def front_of(
     points = []
     for count in range(1, len(sites) + 1):
         choice = search(fitness, Demand((1.0,) * len(sites), count), **settings)
-        (score,) = fitness([choice])
+        (value,) = fitness([choice])
         plan = Plan(tuple(sites[index] for index in choice), base_model=base_model_of(model))
         before, after = agreed(lambda: measure_merged(model, plan.sites, batch_size), processes)  # noqa: B023
-        points.append(Point(plan.to_dict(), score, before / after))
-        logger.info("%d blocks: score %.4g, %.2f× as fast.", count, score, before / after)
-    return _front(points, batch_size)
+        points.append(Point(plan.to_dict(), value, after, before / after))
+        logger.info("%d blocks: score %.4g, %.2f× as fast.", count, value, before / after)
+    return _front(points, batch_size, score)
 
 
-def _front(points: Sequence[Point], batch_size: int) -> Front:
+def _front(points: Sequence[Point], batch_size: int, score: str) -> Front:
     def is_beaten(point: Point) -> bool:
         return any(
             other.score >= point.score and other.speed_up >= point.speed_up and other != point for other in points
@@ -105,7 +109,7 @@ def _front(points: Sequence[Point], batch_size: int) -> Front:
 
     by_speed = sorted(points, key=lambda point: point.speed_up)
     kept = tuple(point for point in by_speed if not is_beaten(point))
-    return Front(kept, tuple(point for point in by_speed if is_beaten(point)), batch_size)
+    return Front(kept, tuple(point for point in by_speed if is_beaten(point)), batch_size, score)
 
 
 def fitted_fitness(

@@ -27,7 +27,7 @@ def plot_front(front: "Front", file: Path) -> None:
         label = f"P{len(point.plan['sites'])}"
         axes.annotate(label, (point.speed_up, point.score), textcoords="offset points", xytext=(4, 4))
     axes.set_xlabel(f"speed-up, measured at batch size {front.batch_size}")
-    axes.set_ylabel("score")
+    axes.set_ylabel(front.score)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(file, dpi=150)

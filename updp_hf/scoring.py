@@ -28,9 +28,6 @@ Score = Callable[[Choice], float]
 """From a choice of sites to how good it is, the higher the better."""
 T = TypeVar("T")
 
-SETTLING = 4
-"""Batches from which BatchNorms take their statistics before a choice is scored."""
-
 
 def closeness(gated: nn.Module, batches: Iterable[Mapping[str, Any] | Tensor]) -> Score:
     """Return the score -KL(open ‖ closed) in nats, the mean over the images; no labels are needed.
@@ -52,7 +49,9 @@ def closeness(gated: nn.Module, batches: Iterable[Mapping[str, Any] | Tensor]) -
 def label_fit(gated: nn.Module, batches: Iterable[Mapping[str, Any]]) -> Score:
     """Return the score -cross entropy in nats, the mean over the images, of a supernet's choice on labelled images.
 
-    The running statistics of all BatchNorms are taken anew for each choice.
+    The running statistics of all BatchNorms are taken anew for each choice, from the same images. The loss tells
+    choices apart that have the same accuracy, and agrees better with what training gives, as
+    `recipes/benchmark_selectors.py` shows.
 
     Raises:
         ValueError: the batches have no labels.
@@ -62,7 +61,7 @@ def label_fit(gated: nn.Module, batches: Iterable[Mapping[str, Any]]) -> Score:
 
     def score(choice: Choice) -> float:
         close_only_(gated, choice)
-        recalibrate_batch_norms_(gated, images[:SETTLING])
+        recalibrate_batch_norms_(gated, images)
         return -float(F.nll_loss(log_probabilities(gated, images).cpu(), labels.cpu()))
 
     return score

@@ -134,7 +134,8 @@ def sensitivities(
 ) -> list[float]:
     """Return for each site the mean divergence KL(model ‖ model with that site closed) of the predictions, in nats.
 
-    Sites are closed as calibration leaves them: with `fit`, what can be fitted is fitted by least squares first.
+    Sites are closed as calibration leaves them: with `fit`, what can be fitted is fitted by least squares first. With
+    `inherit`, networks with BatchNorms are judged by statistics that do not hold behind a closed site.
     """
     images = check_batches(batches)
     gated = copy.deepcopy(model)

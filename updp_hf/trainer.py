@@ -126,13 +126,14 @@ class UPDPTrainer(GatedTrainer):
         self.share_buffers_()
         return output
 
-    def select(self, *, resume: bool = False) -> Plan:
+    def select(self, *, resume: bool = False, **settings: Any) -> Plan:
         """Return the plan: the one given, or the blocks that the selector chooses to keep to the budget.
 
         All processes return the main one's. The model is left as it is.
 
         Args:
             resume: go on with a supernet or a search in the output folder that was interrupted, or use it again.
+            **settings: those of `search` in a supernet.
 
         Raises:
             PlanError: the model has no sites, or the budget cannot be met.
@@ -150,7 +151,7 @@ class UPDPTrainer(GatedTrainer):
         found = self._sites()
         sites, demand = agreed(lambda: demand_of(self.model, found, budget, batch_size=batch_size), processes)
         if args.selector == SUPERNET:
-            selector = fittest(self._supernet_fitness(sites, resume=resume), seed=args.seed)
+            selector = fittest(self._supernet_fitness(sites, resume=resume), **{"seed": args.seed, **settings})
         else:
             images = self._calibration_batches()
             selector = selector_by_name(args.selector, self.model, sites, images, seed=args.seed, processes=processes)
@@ -188,13 +189,16 @@ class UPDPTrainer(GatedTrainer):
         processes = PartialState()
         if self.args.selector == SUPERNET:
             fitness: Fitness = self._supernet_fitness(sites, resume=True)
+            score = "supernet: negated cross entropy, nats"
         else:
             images = self._calibration_batches()
             fitness = fitted_fitness(self.model, sites, images, processes)
+            score = "fitted: negated divergence from the checkpoint, nats"
         front = front_of(
             self.model,
             sites,
             fitness,
+            score=score,
             batch_size=self.args.per_device_eval_batch_size,
             processes=processes,
             **{"seed": self.args.seed, **settings},
