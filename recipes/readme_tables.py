@@ -2,7 +2,6 @@
 
 import json
 import statistics
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,8 @@ from typing import Any
 from benchmark_coverage import Row, totals
 from benchmark_gates import table as gates_table
 from benchmark_latency import summary
+from selectors_table import facts as facts_of_selector
+from selectors_table import finished, paragraph, selectors_of, verdict
 
 from updp_hf.report import Report, side_by_side
 
@@ -57,7 +58,11 @@ def facts(reports: list[Report]) -> dict[str, str]:
 
 def measured_section() -> str:
     """Return what stands between the marks of the README."""
-    return "\n" + "\n\n".join([*digits_part(), *latency_part(), *gates_part(), *coverage_part()]) + "\n\n"
+    return (
+        "\n"
+        + "\n\n".join([*digits_part(), *selectors_part(), *latency_part(), *gates_part(), *coverage_part()])
+        + "\n\n"
+    )
 
 
 def digits_part() -> list[str]:
@@ -73,6 +78,28 @@ def digits_part() -> list[str]:
         {first.versions["transformers"]}. Small images: it shows that the whole way works, and promises nothing for
         yours."""
     return [paragraph(text), side_by_side({name: facts(runs) for name, runs in reports.items()})]
+
+
+def selectors_part() -> list[str]:
+    results = read("benchmark_selectors.json")
+    rows: dict[str, dict[str, str]] = {}
+    for name, network in results["networks"].items():
+        runs = finished(network)
+        for selector in selectors_of(runs):
+            found = dict(facts_of_selector(selector, runs))
+            row = rows.setdefault(selector, {})
+            row |= {f"{name}, τ": found["τ, loss"].split(" ")[0], f"{name}, loss": found["loss of its plan"]}
+            row[f"{name}, images"] = found["images"]
+    everywhere = {selector: row for selector, row in rows.items() if len(row) == 3 * len(results["networks"])}
+    text = f"""
+        **Which selector chooses best**: `python recipes/benchmark_selectors.py --model MODEL`, small networks on digits
+        that were made hard. τ is Kendall's rank correlation of a selector's score of random plans with their held-out
+        loss after fine-tuning, loss is that of the plan it chose, images is what choosing took, a backward counted
+        twice. {verdict(results)} Hence the default. Conditions, spreads, ranks and the other supernets are in
+        [recipes/benchmark_selectors.md](recipes/benchmark_selectors.md)."""
+    first = next(iter(everywhere.values()))
+    columns = {fact: {selector: row[fact] for selector, row in everywhere.items()} for fact in first}
+    return [paragraph(text), side_by_side(columns)]
 
 
 def latency_part() -> list[str]:
@@ -114,10 +141,6 @@ def read(name: str) -> dict[str, Any]:
     """Return the JSON file `name` that a run left."""
     document: dict[str, Any] = json.loads((CARDS / name).read_text(encoding="utf-8"))
     return document
-
-
-def paragraph(text: str) -> str:
-    return textwrap.fill(" ".join(text.split()), width=120, break_long_words=False, break_on_hyphens=False)
 
 
 def main() -> None:
