@@ -110,6 +110,14 @@ def test_all_processes_select_alike(selected, name):
 
 
 @pytest.mark.slow
+def test_all_processes_say_that_a_budget_is_impossible(selected):
+    two, _ = selected
+    main, other = ((two / f"impossible-{rank}.txt").read_text() for rank in range(2))
+    assert main == other
+    assert "The budget is 10% of the MACs" in main
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SELECTORS)
 def test_two_processes_select_what_one_selects(selected, name):
     together, alone = (ended(folder, name, 0) for folder in selected)

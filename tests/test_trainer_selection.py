@@ -62,7 +62,7 @@ def cost(model, name):
 
 
 def test_an_impossible_budget_tells_the_best_that_is_possible(tmp_path):
-    message = r"The budget is 10% of the MACs, but with all 3 sites closed that save any \d+\.\d% are left: "
+    message = r"The budget is 10% of the MACs, but closing all 3 sites that save any leaves \d+\.\d%: "
     with pytest.raises(PlanError, match=message):
         trainer(tmp_path, target_macs=0.1, **NO_BLOCKS).select()
 
@@ -74,7 +74,7 @@ def test_a_speed_up_is_asked_for_until_it_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(updp_hf.selection, "measure_merged", measured)
     run = trainer(tmp_path, target_speed_up=1.15, **NO_BLOCKS)
     assert len(run.select().sites) == 2
-    with pytest.raises(PlanError, match=r"a speed-up of 2×, but with all 3 sites closed the model is 1.67× as fast"):
+    with pytest.raises(PlanError, match=r"a speed-up of 2×, but closing all 3 sites makes the model 1.67× as fast"):
         trainer(tmp_path, target_speed_up=2, **NO_BLOCKS).select()
 
 

@@ -105,10 +105,22 @@ def spread(score: Score, processes: PartialState | None = None) -> Fitness:
 
 
 def agreed(function: Callable[[], T], processes: PartialState | None = None) -> T:
-    """Return what `function` returns on the main process, which alone calls it."""
+    """Return what `function` returns on the main process, which alone calls it, or raise the ValueError that it raises.
+
+    The others wait for it, and would wait for ever if they were not told of an error.
+    """
     if processes is None or processes.num_processes == 1:
         return function()
-    return broadcast_object_list([function() if processes.is_main_process else None])[0]
+    told: Any = None
+    if processes.is_main_process:
+        try:
+            told = function()
+        except ValueError as error:
+            told = error
+    (told,) = broadcast_object_list([told])
+    if isinstance(told, ValueError):
+        raise told
+    return told
 
 
 class ScoreHistory:

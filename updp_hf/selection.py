@@ -69,6 +69,8 @@ def select(
         lacking = before * (1 - 1 / speed_up) / max(before - after, before * LEAST)
         required = max(demand.required * lacking, sum(demand.savings[index] for index in choice) * (1 + LEAST))
         demand = replace(demand, required=min(required, sum(demand.savings)))
+    else:
+        logger.warning(f"A speed-up of {speed_up:g}× was asked for, and {before / after:.2f}× was measured at last.")
     return chosen
 
 
@@ -92,7 +94,7 @@ def demand_of(
         shares = [float(s.macs_saved if s.seconds_saved is None else s.seconds_saved) for s in sites]
         savings = [max(before - after, 0.0) * share / sum(shares) for share in shares]
         required = before * (1 - 1 / budget.speed_up)
-        possible = f"with all {len(sites)} sites closed the model is {before / after:.2f}× as fast"
+        possible = f"closing all {len(sites)} sites makes the model {before / after:.2f}× as fast"
     else:
         if budget.macs is not None:
             savings, total = [float(s.macs_saved) for s in sites], count_macs(model, example_inputs_of(model))
@@ -100,7 +102,7 @@ def demand_of(
             savings, total = [float(s.params_saved) for s in sites], count_parameters(model)
         required = total * (1 - (budget.macs or budget.parameters or 0.0))
         useful = [saving for saving in savings if saving > 0]
-        possible = f"with all {len(useful)} sites closed that save any {1 - sum(useful) / total:.1%} are left"
+        possible = f"closing all {len(useful)} sites that save any leaves {1 - sum(useful) / total:.1%}"
     kept = [index for index, saving in enumerate(savings) if saving > 0]
     demand = Demand(tuple(savings[index] for index in kept), required)
     if not demand.is_met(range(len(kept))):

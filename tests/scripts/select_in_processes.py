@@ -14,6 +14,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tiny_training import RandomImages, resnet, trainer, vit
 
+from updp_hf.core.plan import PlanError
+
 RUNS = {
     "sensitivity": (resnet, {}),
     "greedy": (resnet, {}),
@@ -41,6 +43,11 @@ def main(folder: Path, batch_size: int) -> None:
         supernet = run._supernet  # its gates and statistics stand at the last choice that this process has scored
         weights = {} if supernet is None else {name: p.detach() for name, p in supernet.named_parameters()}
         torch.save({"blocks": chosen, "supernet": weights}, folder / f"{selector}-{rank}.pt")
+    run = trainer(folder / "impossible", vit(), num_pruned_blocks=None, target_macs=0.1)
+    try:
+        run.select()
+    except PlanError as error:
+        (folder / f"impossible-{rank}.txt").write_text(str(error))
 
 
 if __name__ == "__main__":
