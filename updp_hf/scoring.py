@@ -1,6 +1,7 @@
 """How good a choice of sites is: the predictions of one gated network in which just these are closed."""
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -41,7 +42,7 @@ def closeness(gated: nn.Module, batches: Iterable[Mapping[str, Any] | Tensor]) -
     def score(choice: Choice) -> float:
         close_only_(gated, choice)
         found = log_probabilities(gated, images)
-        return -float(F.kl_div(found, expected, reduction="batchmean", log_target=True))
+        return _worst_if_nan(-float(F.kl_div(found, expected, reduction="batchmean", log_target=True)))
 
     return score
 
@@ -62,9 +63,14 @@ def label_fit(gated: nn.Module, batches: Iterable[Mapping[str, Any]]) -> Score:
     def score(choice: Choice) -> float:
         close_only_(gated, choice)
         recalibrate_batch_norms_(gated, images)
-        return -float(F.nll_loss(log_probabilities(gated, images).cpu(), labels.cpu()))
+        return _worst_if_nan(-float(F.nll_loss(log_probabilities(gated, images).cpu(), labels.cpu())))
 
     return score
+
+
+def _worst_if_nan(score: float) -> float:
+    """Return a score that can be compared, also of a network whose values overflow once it is closed."""
+    return -math.inf if math.isnan(score) else score
 
 
 def labels_of(batch: Any) -> Tensor:

@@ -18,6 +18,7 @@ from updp_hf.core.plan import Plan
 from updp_hf.core.search import Fitness, search
 from updp_hf.core.sites import Site
 from updp_hf.inputs import check_batches, logits_of, model_inputs
+from updp_hf.layout_updp import get_slot
 from updp_hf.scoring import closeness, spread
 from updp_hf.surgery import close_only_, gate_
 
@@ -80,7 +81,7 @@ def uniform(demand: Demand) -> Choice:
     """Choose as few sites as are needed if they are spread evenly over the depth, the last one among them."""
     total = len(demand.savings)
     spreads = (tuple((i + 1) * total // count - 1 for i in range(count)) for count in range(1, total + 1))
-    return next(choice for choice in spreads if demand.is_met(choice))
+    return next((choice for choice in spreads if demand.is_met(choice)), None) or demand.take(range(total))
 
 
 def shuffled(seed: int) -> Selector:
@@ -118,7 +119,7 @@ def taylor_importances(
             count += len(logits)
     found = []
     for site in sites:
-        parameters = {p for slot in site.run for p in network.get_submodule(slot).parameters()}
+        parameters = dict.fromkeys(p for slot in site.run for p in get_slot(network, slot).parameters())
         products = [(p.detach() * p.grad).abs().sum() for p in parameters if p.grad is not None]
         found.append(float(sum(products, torch.zeros(()))) / count)
     return found

@@ -39,6 +39,7 @@ def search(
             by a `fitness` that remembers.
 
     Raises:
+        PlanError: no choice meets the demand.
         ValueError: a setting is out of its range.
     """
     if population < 4 or generations < 0 or not 0 <= crossover <= 1 or not 0 < mutation <= 1:
@@ -46,6 +47,7 @@ def search(
             f"The search has population {population}, {generations} generations, crossover {crossover:g} and mutation "
             f"{mutation:g}, expected a population of 4 or more and probabilities from 0 (mutation above it) to 1."
         )
+    demand.take(range(len(demand.savings)))  # says so if nothing meets it
     most = population * (generations + 1)
     every = list(islice(demand.choices(), most + 1))
     if len(every) <= most:
