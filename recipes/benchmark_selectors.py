@@ -32,8 +32,9 @@ from torchvision.transforms import v2
 from transformers import AutoModelForImageClassification, PreTrainedModel, Trainer, ViTImageProcessor, set_seed
 from transformers.utils import logging
 
-from updp_hf import Plan, UPDPTrainer, calibrate_, gate_, recalibrate_batch_norms_
+from updp_hf import Plan, UPDPTrainer, recalibrate_batch_norms_
 from updp_hf.arguments import parse_arguments
+from updp_hf.calibration import calibrated_copy
 from updp_hf.core.budget import Choice, Demand
 from updp_hf.core.plan import library_versions
 from updp_hf.core.search import search
@@ -281,10 +282,7 @@ def choose(name: str, bench: Bench, sample: Sequence[Choice]) -> dict[str, Any]:
 
 def calibrated(bench: Bench, start: str) -> nn.Module:
     """Return the baseline gated at all sites, whose pruned sides begin as `start` says."""
-    net = copy.deepcopy(bench.model)
-    gate_(net, Plan(bench.sites, start=start))
-    calibrate_(net, bench.sample)
-    return net
+    return calibrated_copy(bench.model, Plan(bench.sites, start=start), bench.sample)
 
 
 @contextmanager

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from updp_hf.core.fit import Moments, fit_linear, fit_scale
 from updp_hf.core.gate import Blend, Gate, Shortcut
 from updp_hf.core.modes import evaluation
+from updp_hf.core.plan import Plan
 from updp_hf.core.sites import Site
 from updp_hf.inputs import check_batches, logits_of, model_inputs
 from updp_hf.layout_updp import ChannelBatchNorm, first_tensor, get_slot
-from updp_hf.surgery import end_gates, plan_of, site_gates
+from updp_hf.surgery import end_gates, gate_, plan_of, site_gates
 
-__all__ = ["calibrate_", "correct_head_", "recalibrate_batch_norms_"]
+__all__ = ["calibrate_", "calibrated_copy", "correct_head_", "recalibrate_batch_norms_"]
 
 Hook = Callable[[Tensor, Tensor], None]
 
@@ -72,6 +73,14 @@ def calibrate_(
     _run(model, images, hooks)
     for fit in fits:
         fit.write_()
+
+
+def calibrated_copy(model: nn.Module, plan: Plan, batches: Iterable[Mapping[str, Any] | Tensor]) -> nn.Module:
+    """Return a copy of `model` that is gated with `plan` and calibrated, its gates open: see `calibrate_`."""
+    gated = copy.deepcopy(model)
+    gate_(gated, plan)
+    calibrate_(gated, batches)
+    return gated
 
 
 @torch.no_grad()

@@ -1,6 +1,5 @@
 """The Pareto front of a model: the choices of sites that no other one beats in both score and latency."""
 
-import copy
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +11,7 @@ from accelerate import PartialState
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from updp_hf.calibration import calibrate_
+from updp_hf.calibration import calibrated_copy
 from updp_hf.core.budget import Demand
 from updp_hf.core.plan import Plan
 from updp_hf.core.search import Fitness, search
@@ -21,7 +20,6 @@ from updp_hf.inputs import base_model_of, check_batches
 from updp_hf.plots import plot_front
 from updp_hf.scoring import ScoreHistory, agreed, closeness, spread
 from updp_hf.selection import measure_merged
-from updp_hf.surgery import gate_
 
 __all__ = ["Front", "Point", "fitted_fitness", "front_of"]
 
@@ -120,7 +118,5 @@ def fitted_fitness(
 ) -> Fitness:
     """Return the fitness of a choice without any training: -KL(model ‖ pruned), each site fitted by least squares."""
     images = check_batches(batches)
-    gated = copy.deepcopy(model)
-    gate_(gated, Plan(tuple(sites), start="fit"))
-    calibrate_(gated, images)
+    gated = calibrated_copy(model, Plan(tuple(sites), start="fit"), images)
     return ScoreHistory(spread(closeness(gated, images), processes), processes=processes)

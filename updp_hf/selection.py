@@ -1,6 +1,5 @@
 """From a budget to the sites to close: what a choice has to save, and whether the merged model keeps to it."""
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,7 +9,7 @@ from accelerate import PartialState
 from torch import nn
 from transformers.utils import logging
 
-from updp_hf.calibration import calibrate_
+from updp_hf.calibration import calibrated_copy
 from updp_hf.core.budget import Budget, Demand
 from updp_hf.core.cost import count_macs, count_parameters, measure_latency
 from updp_hf.core.modes import evaluation
@@ -20,7 +19,7 @@ from updp_hf.inputs import example_inputs_of
 from updp_hf.merging import merge
 from updp_hf.scoring import agreed
 from updp_hf.selectors import Selector
-from updp_hf.surgery import close_, gate_
+from updp_hf.surgery import close_
 
 __all__ = ["demand_of", "measure_merged", "select"]
 
@@ -115,9 +114,8 @@ def measure_merged(model: nn.Module, sites: Sequence[Site], batch_size: int = 1)
 
     The copy is not trained, and it computes something else than a trained one in the same time.
     """
-    pruned = copy.deepcopy(model)
-    gate_(pruned, Plan(tuple(sites)))
-    calibrate_(pruned, [example_inputs_of(model, 2)])  # else the values might grow from block to block
+    # Not calibrated, the values might grow from block to block.
+    pruned = calibrated_copy(model, Plan(tuple(sites)), [example_inputs_of(model, 2)])
     close_(pruned)
     models = {"before": model, "after": merge(pruned, tolerance=math.inf)}
     with evaluation(models["before"]), evaluation(models["after"]):

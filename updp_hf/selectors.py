@@ -11,7 +11,7 @@ from accelerate import PartialState
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from updp_hf.calibration import calibrate_
+from updp_hf.calibration import calibrate_, calibrated_copy
 from updp_hf.core.budget import Choice, Demand
 from updp_hf.core.modes import evaluation
 from updp_hf.core.plan import Plan
@@ -139,9 +139,7 @@ def sensitivities(
     `inherit`, networks with BatchNorms are judged by statistics that do not hold behind a closed site.
     """
     images = check_batches(batches)
-    gated = copy.deepcopy(model)
-    gate_(gated, Plan(tuple(sites), start=start))
-    calibrate_(gated, images)
+    gated = calibrated_copy(model, Plan(tuple(sites), start=start), images)
     fitness = spread(closeness(gated, images), processes)
     harms = [-score for score in fitness([(index,) for index in range(len(sites))])]
     for site, harm in zip(sites, harms, strict=True):
