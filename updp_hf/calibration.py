@@ -92,7 +92,8 @@ def recalibrate_batch_norms_(model: nn.Module, batches: Iterable[Mapping[str, An
     Raises:
         ValueError: there are no batches.
     """
-    images = check_batches(batches)
+    every = [model_inputs(model, batch) for batch in check_batches(batches)]
+    images = [batch for batch in every if len(next(iter(batch.values()))) > 1] or every  # of one, no variance is known
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     before = {norm: (norm.momentum, copy.deepcopy(norm.state_dict())) for norm in norms}
     with evaluation(model):
@@ -102,7 +103,7 @@ def recalibrate_batch_norms_(model: nn.Module, batches: Iterable[Mapping[str, An
             norm.training = True  # it alone, not what may lie in it
         try:
             for batch in images if norms else ():
-                model(**model_inputs(model, batch))
+                model(**batch)
         finally:
             for norm, (momentum, state) in before.items():
                 norm.momentum = momentum

@@ -93,7 +93,7 @@ def demand_of(
         shares = [float(s.macs_saved if s.seconds_saved is None else s.seconds_saved) for s in sites]
         savings = [max(before - after, 0.0) * share / sum(shares) for share in shares]
         required = before * (1 - 1 / budget.speed_up)
-        possible = f"closing all {len(sites)} sites makes the model {before / after:.2f}× as fast"
+        possible = f"closing all {len(sites)} sites makes the model {math.floor(100 * before / after) / 100:.2f}× as fast"
     else:
         if budget.macs is not None:
             savings, total = [float(s.macs_saved) for s in sites], count_macs(model, example_inputs_of(model))
@@ -101,7 +101,8 @@ def demand_of(
             savings, total = [float(s.params_saved) for s in sites], count_parameters(model)
         required = total * (1 - (budget.macs or budget.parameters or 0.0))
         useful = [saving for saving in savings if saving > 0]
-        possible = f"closing all {len(useful)} sites that save any leaves {1 - sum(useful) / total:.1%}"
+        left = math.ceil(1000 * (1 - sum(useful) / total)) / 1000  # rounded so that it can be asked for
+        possible = f"closing all {len(useful)} sites that save any leaves {left:.1%}"
     kept = [index for index, saving in enumerate(savings) if saving > 0]
     demand = Demand(tuple(savings[index] for index in kept), required)
     if not demand.is_met(range(len(kept))):

@@ -1,12 +1,16 @@
 """A schedule is a function of progress, a policy one of the step; neither remembers anything."""
 
 import math
+import random
 
 import pytest
+import torch
 
-from updp_hf.core.policy import anneal, ramp
+from updp_hf.core.policy import anneal, ramp, sandwich
 
 STEPS = [i / 40 for i in range(41)]
+GOLDEN = [(), (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11), (5, 6, 7, 8, 10), (4,), (4, 5, 11)]
+"""What `sandwich(12, num_random=3, seed=42)(7)` returned when it was written."""
 
 
 @pytest.mark.parametrize("shape", ["linear", "cosine", "constant"])
@@ -64,3 +68,58 @@ def test_a_policy_is_a_function_of_the_step():
 
 def test_training_of_no_steps_has_a_lambda():
     assert anneal(["a"], ramp())(0, 0) == {"a": 0.0}
+
+
+# the sandwich rule
+
+
+@pytest.mark.parametrize("num_sites", [1, 2, 3, 12])
+@pytest.mark.parametrize("num_random", [0, 1, 2, 5])
+def test_a_step_has_the_open_and_the_closed_network_and_some_between(num_sites, num_random):
+    settings = sandwich(num_sites, num_random=num_random)
+    for step in range(20):
+        open_, closed, *between = settings(step)
+        assert open_ == ()
+        assert closed == tuple(range(num_sites))
+        assert len(between) == num_random
+        for choice in between:
+            assert 1 <= len(choice) <= max(num_sites - 1, 1)
+            assert choice == tuple(sorted(set(choice)))
+            assert set(choice) <= set(closed)
+
+
+def test_what_is_drawn_is_fixed_by_the_seed_and_the_step_alone():
+    assert sandwich(12, num_random=3, seed=42)(7) == GOLDEN  # on every machine, in every process, for ever
+    steps = [9, 3, 3, 0, 7]
+    one, other = sandwich(12, num_random=3, seed=42), sandwich(12, num_random=3, seed=42)
+    in_order = {step: one(step) for step in sorted(steps)}
+    assert [other(step) for step in steps] == [in_order[step] for step in steps]
+
+
+def test_other_steps_and_other_seeds_draw_otherwise():
+    drawn = {tuple(sandwich(12, seed=seed)(step)[2:]) for seed in range(8) for step in range(8)}
+    assert len(drawn) == 64  # of a pair that was drawn twice the chance is far below 1 %
+
+
+def test_every_number_of_sites_is_as_likely_and_every_site():
+    settings = sandwich(6)
+    drawn = [choice for step in range(2000) for choice in settings(step)[2:]]
+    counts = [sum(len(choice) == count for choice in drawn) for count in range(1, 6)]
+    assert sum(counts) == 4000
+    assert all(700 < count < 900 for count in counts)  # 800 each: 25 are one standard deviation
+    closed = [sum(site in choice for choice in drawn) for site in range(6)]
+    assert all(1870 < count < 2130 for count in closed)  # half of all: 32 are one standard deviation
+
+
+def test_drawing_leaves_the_global_generators_alone():
+    before = random.getstate(), torch.get_rng_state()
+    sandwich(12)(3)
+    assert random.getstate() == before[0]
+    assert torch.equal(torch.get_rng_state(), before[1])
+
+
+@pytest.mark.parametrize(("num_sites", "num_random"), [(0, 2), (-1, 2), (3, -1)])
+def test_a_sandwich_of_nothing_is_refused(num_sites, num_random):
+    expected = f"^The sandwich rule was given {num_sites} sites and {num_random} random choices"
+    with pytest.raises(ValueError, match=expected):
+        sandwich(num_sites, num_random=num_random)

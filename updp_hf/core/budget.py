@@ -57,7 +57,9 @@ class Budget:
             return f"{self.num_blocks} blocks"
         if self.speed_up is not None:
             return f"a speed-up of {self.speed_up:g}×"
-        return f"{self.macs:.0%} of the MACs" if self.macs is not None else f"{self.parameters:.0%} of the parameters"
+        if self.macs is not None:
+            return f"{100 * self.macs:.4g}% of the MACs"
+        return f"{100 * (self.parameters or 0.0):.4g}% of the parameters"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,98 @@
+"""A sample is fixed by its seed, and what is left is all the rest."""
+
+import datasets
+import pytest
+import torch
+from tiny_training import RandomImages
+from torch.utils.data import IterableDataset
+
+from updp_hf.samples import sample_and_rest
+
+
+def indexed(count=20):
+    return [{"index": index} for index in range(count)]
+
+
+def indices(part):
+    return [part[index]["index"] for index in range(len(part))]
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 20])
+@pytest.mark.parametrize("build", [indexed, lambda: datasets.Dataset.from_list(indexed())], ids=["list", "datasets"])
+def test_sample_and_rest_are_all_items_once(build, count):
+    sample, rest = sample_and_rest(build(), count, seed=3)
+    assert len(sample) == count
+    assert sorted(indices(sample) + indices(rest)) == list(range(20))
+    assert indices(rest) == sorted(indices(rest))
+
+
+def test_a_sample_is_fixed_by_its_seed_whatever_holds_the_items():
+    first = indices(sample_and_rest(indexed(), 8, seed=3)[0])
+    assert indices(sample_and_rest(indexed(), 8, seed=3)[0]) == first != sorted(first)
+    assert indices(sample_and_rest(datasets.Dataset.from_list(indexed()), 8, seed=3)[0]) == first
+    assert indices(sample_and_rest(indexed(), 8, seed=4)[0]) != first
+
+
+def test_a_smaller_sample_is_the_beginning_of_a_larger_one():
+    assert indices(sample_and_rest(indexed(), 12, seed=0)[0])[:5] == indices(sample_and_rest(indexed(), 5, seed=0)[0])
+
+
+def test_a_sample_of_more_than_there_are_is_all_and_nothing_is_left():
+    sample, rest = sample_and_rest(indexed(), 256, seed=0)
+    assert sorted(indices(sample)) == list(range(20))
+    assert len(rest) == 0
+
+
+def test_sampling_leaves_the_global_generator_alone():
+    before = torch.get_rng_state()
+    torch.manual_seed(0)
+    first = indices(sample_and_rest(indexed(), 5, seed=1)[0])
+    torch.manual_seed(9)
+    state = torch.get_rng_state()
+    assert indices(sample_and_rest(indexed(), 5, seed=1)[0]) == first
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.set_rng_state(before)
+
+
+def test_a_dataset_of_datasets_keeps_its_transform_and_its_format():
+    dataset = datasets.Dataset.from_list(indexed())
+    doubled = dataset.with_transform(lambda rows: {"index": [2 * value for value in rows["index"]]})
+    sample, rest = sample_and_rest(doubled, 8, seed=3)
+    plain = sample_and_rest(indexed(), 8, seed=3)
+    assert isinstance(sample, datasets.Dataset)
+    assert isinstance(rest, datasets.Dataset)
+    assert indices(sample) == [2 * value for value in indices(plain[0])]
+    assert indices(rest) == [2 * value for value in indices(plain[1])]
+    sample, rest = sample_and_rest(dataset.with_format("torch"), 8, seed=3)
+    assert all(isinstance(part[0]["index"], torch.Tensor) for part in (sample, rest))
+    assert sample.column_names == dataset.column_names
+
+
+def test_no_item_is_read_by_sampling():
+    class Precious(RandomImages):
+        def __getitem__(self, index):
+            raise AssertionError(index)
+
+    sample, rest = sample_and_rest(Precious(), 8, seed=0)
+    assert (len(sample), len(rest)) == (8, 24)
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(RandomImages())
+
+
+@pytest.mark.parametrize(
+    ("build", "name"),
+    [
+        (Stream, "Stream"),
+        (lambda: datasets.IterableDataset.from_generator(lambda: iter(RandomImages())), "IterableDataset"),
+        (lambda: None, "NoneType"),
+    ],
+    ids=["torch", "datasets", "none"],
+)
+def test_what_cannot_be_read_by_index_is_refused(build, name):
+    with pytest.raises(
+        ValueError, match=f"^`train_dataset` is {name}, but calibration reads some images by index: pass"
+    ):
+        sample_and_rest(build(), 8, seed=0)
