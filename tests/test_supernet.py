@@ -103,7 +103,6 @@ def lambdas(model):
         (vit, {}),
         (vit, {"start": "fit", "end_activation": "relu"}),
         (resnet, {"end_activation": "relu"}),
-        (mobilenet, {}),
     ],
 )
 def test_training_moves_both_sides_and_leaves_the_gates_open(tmp_path, build, plan):

@@ -57,6 +57,13 @@ def test_budgets_of_cost_are_kept(tmp_path, selector, name, build):
     assert len(run.plan.sites) < len(useful)
 
 
+def test_what_is_put_behind_the_blocks_counts_for_the_budget(tmp_path):
+    before = count_parameters(vit())
+    run = trainer(tmp_path, target_parameters=0.84, end_activation="relu", max_steps=2, **NO_BLOCKS)
+    run.train()
+    assert count_parameters(run.merge()) <= 0.84 * before
+
+
 def cost(model, name):
     return count_macs(model, example_inputs_of(model)) if name == "macs" else count_parameters(model)
 

@@ -88,12 +88,13 @@ def recalibrate_batch_norms_(model: nn.Module, batches: Iterable[Mapping[str, An
     """Replace the running statistics of every BatchNorm in `model` by what it sees on `batches`, all weighted alike.
 
     After some blocks have been replaced, those behind them see other inputs than the checkpoint's statistics describe.
+    Batches of a single image are left out, for of one nothing is known of the variance.
 
     Raises:
         ValueError: there are no batches.
     """
-    every = [model_inputs(model, batch) for batch in check_batches(batches)]
-    images = [batch for batch in every if len(next(iter(batch.values()))) > 1] or every  # of one, no variance is known
+    inputs = [model_inputs(model, batch) for batch in check_batches(batches)]
+    images = [batch for batch in inputs if len(next(iter(batch.values()))) > 1]
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     before = {norm: (norm.momentum, copy.deepcopy(norm.state_dict())) for norm in norms}
     with evaluation(model):

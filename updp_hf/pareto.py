@@ -101,9 +101,9 @@ def front_of(
 
 def _front(points: Sequence[Point], batch_size: int, score: str) -> Front:
     def is_beaten(point: Point) -> bool:
-        return any(
-            other.score >= point.score and other.speed_up >= point.speed_up and other != point for other in points
-        )
+        own = (point.score, point.speed_up)
+        others = [(other.score, other.speed_up) for other in points]
+        return any(score >= own[0] and speed_up >= own[1] and (score, speed_up) != own for score, speed_up in others)
 
     by_speed = sorted(points, key=lambda point: point.speed_up)
     kept = tuple(point for point in by_speed if not is_beaten(point))

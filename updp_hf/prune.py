@@ -118,10 +118,8 @@ def _divergence(model: nn.Module, pruned: nn.Module, images: list[Any]) -> float
 def _split(model: nn.Module, batches: list[Any]) -> tuple[list[Any], list[Any]]:
     """Return the images to fit to and those held out, of each batch the last; the same ones if there are too few."""
     images = [next(iter(model_inputs(model, batch).values())) for batch in batches]
-    counts = [round(HELD_OUT * len(batch)) for batch in images]
-    if not all(counts):
+    kept = [len(batch) - round(HELD_OUT * len(batch)) for batch in images]
+    held_out = [batch[count:] for batch, count in zip(images, kept, strict=True) if count < len(batch)]
+    if not held_out:
         return images, images
-    return (
-        [batch[:-count] for batch, count in zip(images, counts, strict=True)],
-        [batch[-count:] for batch, count in zip(images, counts, strict=True)],
-    )
+    return [batch[:count] for batch, count in zip(images, kept, strict=True)], held_out

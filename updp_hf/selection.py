@@ -74,7 +74,12 @@ def select(
 
 
 def demand_of(
-    model: nn.Module, sites: Sequence[Site], budget: Budget, *, batch_size: int = 1
+    model: nn.Module,
+    sites: Sequence[Site],
+    budget: Budget,
+    *,
+    end_activation: str | None = None,
+    batch_size: int = 1,
 ) -> tuple[tuple[Site, ...], Demand]:
     """Return those of `sites` that save what `budget` counts, and what a choice of them has to save.
 
@@ -93,15 +98,18 @@ def demand_of(
         shares = [float(s.macs_saved if s.seconds_saved is None else s.seconds_saved) for s in sites]
         savings = [max(before - after, 0.0) * share / sum(shares) for share in shares]
         required = before * (1 - 1 / budget.speed_up)
-        possible = f"closing all {len(sites)} sites makes the model {math.floor(100 * before / after) / 100:.2f}× as fast"
+        best = math.floor(100 * before / after) / 100  # rounded so that it can be asked for, as below
+        possible = f"closing all {len(sites)} sites makes the model {best:.2f}× as fast"
     else:
         if budget.macs is not None:
             savings, total = [float(s.macs_saved) for s in sites], count_macs(model, example_inputs_of(model))
         else:
-            savings, total = [float(s.params_saved) for s in sites], count_parameters(model)
+            ends = 0 if end_activation is None else 2  # weight and bias of the BatchNorm that is put behind a block
+            savings = [float(s.params_saved - ends * s.channels) for s in sites]
+            total = count_parameters(model)
         required = total * (1 - (budget.macs or budget.parameters or 0.0))
         useful = [saving for saving in savings if saving > 0]
-        left = math.ceil(1000 * (1 - sum(useful) / total)) / 1000  # rounded so that it can be asked for
+        left = math.ceil(1000 * (1 - sum(useful) / total)) / 1000
         possible = f"closing all {len(useful)} sites that save any leaves {left:.1%}"
     kept = [index for index, saving in enumerate(savings) if saving > 0]
     demand = Demand(tuple(savings[index] for index in kept), required)

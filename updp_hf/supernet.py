@@ -56,17 +56,15 @@ class SupernetTrainer(GatedTrainer):
         self._losses: list[Tensor] = []
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train, and leave all gates open: see `Trainer.train`."""
-        close_only_(self.model, ())
+        """Train: see `Trainer.train`."""
         output = super().train(*args, **kwargs)
-        close_only_(self.model, ())
         self.share_buffers_()
         return output
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """Compute the gradients of every setting of this step, one after another."""
+        """Compute the gradients of every setting of this step, one after another, and open all gates again."""
         settings = self.settings(self.state.global_step)
         self._count = len(settings)
         open_, *closed = settings
@@ -76,6 +74,7 @@ class SupernetTrainer(GatedTrainer):
             for choice in closed:
                 self._set_(choice)
                 self._losses.append(super().training_step(model, inputs, num_items_in_batch))
+        self._set_(())
         return torch.stack(self._losses).sum()
 
     def _set_(self, choice: tuple[int, ...]) -> None:
@@ -101,7 +100,8 @@ class SupernetTrainer(GatedTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the losses of the open and of the closed network in the last step beside their mean."""
         if "loss" in logs and self._losses:
-            open_, closed = (float(loss) * self._count for loss in self._losses[:2])
+            scale = self._count * self.current_gradient_accumulation_steps
+            open_, closed = (scale * float(loss) for loss in self._losses[:2])
             logs = {**logs, "loss_open": open_, "loss_closed": closed}
         super().log(logs, start_time)
 

@@ -149,7 +149,8 @@ class UPDPTrainer(GatedTrainer):
         begin = time.perf_counter()
         processes, batch_size = PartialState(), args.per_device_eval_batch_size
         found = self._sites()
-        sites, demand = agreed(lambda: demand_of(self.model, found, budget, batch_size=batch_size), processes)
+        options = {"end_activation": args.end_activation, "batch_size": batch_size}
+        sites, demand = agreed(lambda: demand_of(self.model, found, budget, **options), processes)
         if args.selector == SUPERNET:
             selector = fittest(self._supernet_fitness(sites, resume=resume), **{"seed": args.seed, **settings})
         else:
