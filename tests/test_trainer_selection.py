@@ -81,7 +81,7 @@ def test_a_speed_up_is_asked_for_until_it_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(updp_hf.selection, "measure_merged", measured)
     run = trainer(tmp_path, target_speed_up=1.15, **NO_BLOCKS)
     assert len(run.select().sites) == 2
-    with pytest.raises(PlanError, match=r"a speed-up of 2×, but closing all 3 sites makes the model 1.67× as fast"):
+    with pytest.raises(PlanError, match=r"a speed-up of 2×, but closing all 3 sites makes the model 1.66× as fast"):
         trainer(tmp_path, target_speed_up=2, **NO_BLOCKS).select()
 
 
