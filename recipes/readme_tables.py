@@ -18,12 +18,13 @@ ROOT = Path(__file__).parent.parent
 CARDS = ROOT / "model_cards"
 BEGIN, END = "<!-- measured: begin -->\n", "<!-- measured: end -->\n"
 
-SPREAD = "{mean:.1%} ({low:.1%}–{high:.1%})"
+SHARE = "{mean:.1%}"
+SPREAD = f"{SHARE} ({{low:.1%}}–{{high:.1%}})"
 ROWS: list[tuple[str, str, Callable[[Report], float]]] = [
     ("blocks pruned", "{mean:.0f}", lambda report: len(report.plan["sites"])),
-    ("accuracy, baseline", SPREAD, lambda report: report.metrics_before["accuracy"]),
-    ("accuracy, pruned with UPDP", SPREAD, lambda report: report.metrics_after["accuracy"]),
-    ("accuracy, pruned without training", SPREAD, lambda report: report.metrics_without_training["accuracy"]),
+    ("accuracy, baseline", SHARE, lambda report: report.metrics_before["accuracy"]),
+    ("accuracy, pruned with UPDP", SHARE, lambda report: report.metrics_after["accuracy"]),
+    ("accuracy, pruned without training", SHARE, lambda report: report.metrics_without_training["accuracy"]),
     ("parameters, pruned / baseline", "{mean:.2f}", lambda report: report.after.parameters / report.before.parameters),
     ("MACs, pruned / baseline", "{mean:.2f}", lambda report: report.after.macs / report.before.macs),
     ("speed-up, batch 1", "{mean:.2f}×", lambda report: speed_up(report, "1")),
@@ -51,7 +52,9 @@ def facts(reports: list[Report]) -> dict[str, str]:
     """Return each fact over all seeds."""
     values = {row: [fact(report) for report in reports] for row, _, fact in ROWS}
     return {
-        row: form.format(mean=statistics.fmean(values[row]), low=min(values[row]), high=max(values[row]))
+        row: (SPREAD if form == SHARE and len(reports) > 1 else form).format(
+            mean=statistics.fmean(values[row]), low=min(values[row]), high=max(values[row])
+        )
         for row, form, _ in ROWS
     }
 
@@ -68,14 +71,17 @@ def measured_section() -> str:
 def digits_part() -> list[str]:
     reports = digits_reports()
     first, *_ = (report for runs in reports.values() for report in runs)
-    seeds = ", ".join(str(seed) for seed in sorted({report.seed for runs in reports.values() for report in runs}))
+    seeds = sorted({report.seed for runs in reports.values() for report in runs})
+    listed = ", ".join(map(str, seeds))
+    means = f"Means over the seeds {listed}, in brackets the least and the greatest."
+    means = means if len(seeds) > 1 else f"One run each, seed {listed}."
     conditions = first.latency_conditions
     text = f"""
         **Digits**: `accelerate launch recipes/digits.py --model MODEL --seed N`, small networks trained from scratch,
-        half of their blocks pruned. Means over the seeds {seeds}, in brackets the least and the greatest. Accuracy on
-        450 held-out images. Latency: {conditions["statistic"]}; {conditions["device"]}, {conditions["dtype"]},
-        {conditions["mode"]}, {conditions["threads"]} thread, torch {first.versions["torch"]}, transformers
-        {first.versions["transformers"]}. Small images: it shows that the whole way works, and promises nothing for
+        half of their blocks pruned. {means} Accuracy on 450 held-out images. Latency:
+        {conditions["statistic"]}; {conditions["device"]}, {conditions["dtype"]}, {conditions["mode"]},
+        {conditions["threads"]} thread, torch {first.versions["torch"]}, transformers {first.versions["transformers"]}.
+        Small images: it shows that the whole way works, and promises nothing for
         yours."""
     return [paragraph(text), side_by_side({name: facts(runs) for name, runs in reports.items()})]
 
