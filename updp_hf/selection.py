@@ -27,6 +27,8 @@ logger = logging.get_logger(__name__)
 
 ATTEMPTS = 4
 """How often a choice is made at most, if it is not fast enough."""
+ROUNDS = 31
+"""How often a merged network and the checkpoint run in turn: what is decided by it should not be noise."""
 LEAST = 0.01
 """The least share of the latency that closing is taken to save, and by which more is asked for."""
 
@@ -128,5 +130,5 @@ def measure_merged(model: nn.Module, sites: Sequence[Site], batch_size: int = 1)
     close_(pruned)
     models = {"before": model, "after": merge(pruned, tolerance=math.inf)}
     with evaluation(models["before"]), evaluation(models["after"]):
-        medians = measure_latency(models, [example_inputs_of(model, batch_size)])
+        medians = measure_latency(models, [example_inputs_of(model, batch_size)], rounds=ROUNDS)
     return medians["before"][0], medians["after"][0]
