@@ -311,7 +311,7 @@ def by_parameters(monkeypatch):
     """Let the number of parameters stand for the latency, and write down what was measured."""
     seen = []
 
-    def measured(models, inputs):
+    def measured(models, inputs, rounds):
         seen.append((models, inputs, [model.training for model in models.values()]))
         return {name: [float(count_parameters(model))] * len(inputs) for name, model in models.items()}
 
