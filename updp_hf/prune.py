@@ -4,7 +4,6 @@ import copy
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from transformers.utils import logging
 
@@ -15,7 +14,7 @@ from updp_hf.core.plan import Plan
 from updp_hf.core.sites import Form, Site
 from updp_hf.inputs import base_model_of, check_batches, model_inputs
 from updp_hf.merging import merge
-from updp_hf.scoring import log_probabilities
+from updp_hf.scoring import divergence, log_probabilities
 from updp_hf.selection import demand_of, select
 from updp_hf.selectors import selector_by_name
 from updp_hf.surgery import gate_, require_sites, site_gates
@@ -77,10 +76,20 @@ def prune(
     for site in chosen:
         _fit_(gated, site, fitted)
         logger.info("Closed %s.", site)
-    gated = _if_nearer(model, held_out, gated, lambda tried: _refit_(tried, chosen, fitted, model), "Second fit")
+    expected = log_probabilities(model, held_out)
+
+    def if_nearer(pruned: nn.Module, correct_: Callable[[nn.Module], None], name: str) -> nn.Module:
+        """Return a copy of `pruned` that has been corrected, or `pruned` itself if that predicts more as `model`."""
+        tried = copy.deepcopy(pruned)
+        correct_(tried)
+        before, after = (divergence(log_probabilities(other, held_out), expected) for other in (pruned, tried))
+        logger.info("%s: %.3g nats away from the checkpoint, %.3g before.", name, after, before)
+        return tried if after < before else pruned
+
+    gated = if_nearer(gated, lambda tried: _refit_(tried, chosen, fitted, model), "Second fit")
     merged = merge(gated)
-    merged = _if_nearer(model, held_out, merged, lambda tried: recalibrate_batch_norms_(tried, fitted), "BatchNorms")
-    return _if_nearer(model, held_out, merged, lambda tried: correct_head_(tried, fitted, model), "Head")
+    merged = if_nearer(merged, lambda tried: recalibrate_batch_norms_(tried, fitted), "BatchNorms")
+    return if_nearer(merged, lambda tried: correct_head_(tried, fitted, model), "Head")
 
 
 def _fit_(gated: nn.Module, site: Site, images: list[Any], reference: nn.Module | None = None) -> None:
@@ -96,23 +105,6 @@ def _fit_(gated: nn.Module, site: Site, images: list[Any], reference: nn.Module 
 def _refit_(gated: nn.Module, sites: Iterable[Site], images: list[Any], reference: nn.Module) -> None:
     for site in sites:
         _fit_(gated, site, images, reference)
-
-
-def _if_nearer(
-    model: nn.Module, images: list[Any], pruned: nn.Module, correct_: Callable[[nn.Module], None], name: str
-) -> nn.Module:
-    """Return a copy of `pruned` that has been corrected, or `pruned` itself if that predicts more as `model` does."""
-    tried = copy.deepcopy(pruned)
-    correct_(tried)
-    before, after = (_divergence(model, other, images) for other in (pruned, tried))
-    logger.info("%s: %.3g nats away from the checkpoint, %.3g before.", name, after, before)
-    return tried if after < before else pruned
-
-
-def _divergence(model: nn.Module, pruned: nn.Module, images: list[Any]) -> float:
-    """Return the mean of KL(model ‖ pruned) over the images, in nats."""
-    expected, found = (log_probabilities(network, images) for network in (model, pruned))
-    return float(F.kl_div(found, expected, reduction="batchmean", log_target=True))
 
 
 def _split(model: nn.Module, batches: list[Any]) -> tuple[list[Any], list[Any]]:

@@ -21,7 +21,17 @@ from updp_hf.core.search import Fitness
 from updp_hf.inputs import check_batches, logits_of, model_inputs
 from updp_hf.surgery import close_only_
 
-__all__ = ["Score", "ScoreHistory", "agreed", "closeness", "label_fit", "labels_of", "log_probabilities", "spread"]
+__all__ = [
+    "Score",
+    "ScoreHistory",
+    "agreed",
+    "closeness",
+    "divergence",
+    "label_fit",
+    "labels_of",
+    "log_probabilities",
+    "spread",
+]
 
 logger = logging.get_logger(__name__)
 
@@ -42,7 +52,7 @@ def closeness(gated: nn.Module, batches: Iterable[Mapping[str, Any] | Tensor]) -
     def score(choice: Choice) -> float:
         close_only_(gated, choice)
         found = log_probabilities(gated, images)
-        return _worst_if_nan(-float(F.kl_div(found, expected, reduction="batchmean", log_target=True)))
+        return _worst_if_nan(-divergence(found, expected))
 
     return score
 
@@ -91,6 +101,11 @@ def log_probabilities(model: nn.Module, images: Sequence[Any]) -> Tensor:
     with evaluation(model):
         logits = [logits_of(model, model_inputs(model, batch)).double() for batch in images]
     return F.log_softmax(torch.cat(logits), -1)
+
+
+def divergence(found: Tensor, expected: Tensor) -> float:
+    """Return the mean of KL(expected ‖ found) over the images, in nats, of what `log_probabilities` gave for each."""
+    return float(F.kl_div(found, expected, reduction="batchmean", log_target=True))
 
 
 def spread(score: Score, processes: PartialState | None = None) -> Fitness:
