@@ -5,7 +5,7 @@
 
 It takes scikit-learn's digits (1,797 images, a quarter held out), trains a baseline and saves it as an ordinary
 checkpoint, prunes that with `UPDPTrainer`, merges, saves, loads the merged model in the ordinary way, and prints both
-side by side. With `--selector supernet` these are the four steps of UPDP: a supernet is trained, then searched, the
+side by side. `--push_to_hub --hub_model_id NAME` publishes it. With `--selector supernet` these are the four steps of UPDP: a supernet is trained, then searched, the
 blocks found are pruned progressively, and merged. Every training argument of the pruning run is an option; `--config
 file.yaml` sets several at once.
 """
@@ -27,7 +27,6 @@ from transformers import (
     ConvNextConfig,
     PreTrainedConfig,
     PreTrainedModel,
-    ResNetConfig,
     TimmWrapperConfig,
     Trainer,
     TrainingArguments,
@@ -86,7 +85,7 @@ BASELINES = {
         num_pruned_blocks=8,
     ),
     "resnet": Baseline(
-        ResNetConfig(layer_type="basic", embedding_size=32, hidden_sizes=[32, 64], depths=[4, 4], image_size=48),
+        TimmWrapperConfig(architecture="resnet18", model_args={"channels": [32, 48, 64, 96]}, image_size=64),
         epochs=20,
         learning_rate=2e-3,
         num_pruned_blocks=4,
@@ -244,6 +243,9 @@ def main() -> None:
             metrics_without_training=metrics["pruned, no training"],
         )
         report.save(folder)
+    trainer.create_model_card(dataset="scikit-learn's digits, a quarter of them")
+    if args.push_to_hub:
+        trainer.push_to_hub()
 
 
 def summary(metrics: dict[str, dict[str, float]], costs: dict[str, Cost], merged: PreTrainedModel) -> str:

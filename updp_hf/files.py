@@ -1,7 +1,9 @@
 """What a run leaves on disk: training checkpoints, and the merged model."""
 
+import json
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +11,31 @@ import safetensors
 import safetensors.torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from updp_hf.card import CARD_NAME, PICTURES, write_card
 from updp_hf.configuration_updp import UPDPConfig
 from updp_hf.core.plan import Plan, PlanError
 from updp_hf.modeling_updp import updp_config
-from updp_hf.report import Report
+from updp_hf.report import REPORT_NAME, Report, digest_of_weights
 from updp_hf.surgery import plan_of
 
-__all__ = ["load_checkpoint_", "plan_in", "refuse_occupied", "save_checkpoint", "save_merged", "write_merged"]
+__all__ = [
+    "MERGED_FILES",
+    "is_training_checkpoint",
+    "load_checkpoint_",
+    "plan_in",
+    "refuse_occupied",
+    "save_checkpoint",
+    "save_merged",
+]
+
+MERGED_FILES = (
+    *(CONFIG_NAME, SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, "model-*-of-*.safetensors", IMAGE_PROCESSOR_NAME),
+    *("configuration_updp.py", "layout_updp.py", "modeling_updp.py"),
+    *(REPORT_NAME, CARD_NAME, *PICTURES, "onnx/model.onnx"),
+)
+"""The files of a merged model, as patterns: what is published of a folder."""
 
 
 def save_checkpoint(model: nn.Module, folder: Path) -> None:
@@ -71,32 +89,43 @@ def refuse_occupied(folder: str | Path, base: nn.Module) -> None:
     source = str(getattr(getattr(base, "config", None), "_name_or_path", "") or "")
     if source and (Path(source) / CONFIG_NAME).is_file() and Path(source).resolve() == Path(folder).resolve():
         raise ValueError(f"The output folder is {folder}, where the checkpoint itself lies: choose another folder.")
-    config = Path(folder) / CONFIG_NAME
-    if config.is_file() and UPDPConfig.from_json_file(str(config)).to_dict().get("is_gated"):
+    if is_training_checkpoint(folder):
         raise ValueError(f"The output folder is {folder}, which holds a training checkpoint: choose another folder.")
 
 
-def save_merged(merged: nn.Module, folder: Path, processing_class: Any, report: Report) -> None:
-    """Save the merged model, what prepares its images, and the report. Each file appears in `folder` when it is whole.
+def is_training_checkpoint(folder: str | Path) -> bool:
+    """Return whether the weights in `folder` are those of an unfinished pruning run, gates and all."""
+    config = Path(folder) / CONFIG_NAME
+    return config.is_file() and bool(json.loads(config.read_text(encoding="utf-8")).get("is_gated"))
+
+
+def save_merged(merged: nn.Module, folder: Path, processing_class: Any, report: Report, repo_id: str) -> None:
+    """Save the merged model, what prepares its images, the report and the card.
+
+    Each file appears in `folder` when it is whole. A card that was edited by hand stays.
+
+    Args:
+        merged: what `merge` returned.
+        folder: made if there is none.
+        processing_class: what prepares its images, saved beside it; None saves nothing.
+        report: the facts of the run, to which the digest of the weights is added.
+        repo_id: where the card says that the model is loaded from.
 
     Raises:
         ValueError: the model is no transformers model.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as unfinished:
-        write_merged(merged, Path(unfinished), processing_class, report)
-        for file in Path(unfinished).iterdir():
-            os.replace(file, folder / file.name)
-
-
-def write_merged(merged: nn.Module, folder: Path, processing_class: Any, report: Report) -> None:
-    """Write the files of a merged model into an empty folder."""
     if not isinstance(merged, PreTrainedModel):
         raise ValueError(
             f"{type(merged).__name__} is no transformers model, so there is no configuration to save it with: load it "
             "through AutoModelForImageClassification, which wraps timm models, and prune that."
         )
-    merged.save_pretrained(folder)
-    if processing_class is not None:
-        processing_class.save_pretrained(folder)
-    report.save(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as unfinished:
+        merged.save_pretrained(unfinished)
+        if processing_class is not None:
+            processing_class.save_pretrained(unfinished)
+        report = replace(report, weights=digest_of_weights(unfinished))
+        report.save(unfinished)
+        for file in Path(unfinished).iterdir():
+            os.replace(file, folder / file.name)
+    write_card(report, folder, repo_id)

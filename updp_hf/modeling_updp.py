@@ -1,5 +1,7 @@
 """The merged model: a stock architecture with some slots exchanged. Loading it needs neither finder nor algebra."""
 
+import importlib
+import importlib.util
 from typing import Any
 
 import torch
@@ -34,6 +36,7 @@ class UPDPForImageClassification(PreTrainedModel):
     input_modalities = ("image",)
     _supports_sdpa = True
     _supports_attention_backend = True
+    _auto_class = "AutoModelForImageClassification"  # so that the code files are saved beside the weights
 
     def __init__(self, config: UPDPConfig, base: PreTrainedModel | None = None):
         super().__init__(config)
@@ -81,7 +84,17 @@ class UPDPForImageClassification(PreTrainedModel):
         """Save like any transformers model, under the names that the modules have today."""
         state = kwargs.pop("state_dict", None) or self.state_dict()
         kwargs = {"save_original_format": False, "state_dict": _without_sharing(state), **kwargs}
+        self.config._auto_class = "AutoConfig"
         super().save_pretrained(save_directory, **kwargs)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
+        """Push like any transformers model; with updp_hf installed the card states what was pruned.
+
+        See `updp_hf.hub.push_model` for the arguments.
+        """
+        if importlib.util.find_spec("updp_hf") is None:  # this file was loaded from the Hub
+            return super().push_to_hub(repo_id, **kwargs)
+        return importlib.import_module("updp_hf.hub").push_model(self, repo_id, **kwargs)
 
     def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
         self.base._set_gradient_checkpointing(*args, **kwargs)

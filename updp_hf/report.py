@@ -1,5 +1,6 @@
 """The facts of one run, written beside the merged model. No number in a card comes from anywhere else."""
 
+import hashlib
 import json
 import os
 import platform
@@ -10,19 +11,36 @@ from typing import Any, Self
 
 import torch
 from torch import nn
-from transformers import TrainingArguments
+from transformers import AutoModelForImageClassification, PreTrainedModel, TrainingArguments
+from transformers.utils import logging
 
 from updp_hf.core.cost import count_macs, count_parameters, measure_latency
 from updp_hf.core.plan import library_versions
 from updp_hf.inputs import example_inputs_of
+from updp_hf.modeling_updp import UPDPForImageClassification, base_config
+from updp_hf.surgery import blocks_of
 from updp_hf.training_args import UPDPTrainingArguments
 
-__all__ = ["Cost", "Report", "changed_arguments", "device_name", "measure_costs", "side_by_side"]
+__all__ = [
+    "Cost",
+    "Report",
+    "changed_arguments",
+    "device_name",
+    "digest_of_weights",
+    "measure_costs",
+    "model_facts",
+    "report_in",
+    "side_by_side",
+]
+
+logger = logging.get_logger(__name__)
 
 REPORT_NAME = "updp_report.json"
-_FILLED_IN = ("accelerator_config", "dataloader_pin_memory", "ddp_find_unused_parameters", "report_to")
+_FILLED_IN = ("accelerator_config", "dataloader_pin_memory", "ddp_find_unused_parameters", "do_eval", "report_to")
 """What the arguments make of their own defaults."""
-_PRIVATE = ("token", "dir", "path", "plan")
+_NO_FACTS = ("disable_tqdm", "logging_steps")
+"""What changes nothing of the result."""
+_PRIVATE = ("token", "dir", "path", "plan", "hub", "run_name")
 
 
 @dataclass(frozen=True)
@@ -49,6 +67,8 @@ class Report:
     plan: dict[str, Any]
     before: Cost
     after: Cost
+    model: dict[str, str] = field(default_factory=dict)  # its classes, see `model_facts`
+    blocks: list[str] = field(default_factory=list)  # of the unpruned network, in order of execution
     merge_error: float | None = None
     metrics_before: dict[str, float] = field(default_factory=dict)
     metrics_after: dict[str, float] = field(default_factory=dict)
@@ -57,7 +77,13 @@ class Report:
     latencies: dict[str, Any] = field(default_factory=dict)  # by which the sites were chosen, if they were
     selection: dict[str, Any] = field(default_factory=dict)  # how the sites were chosen, if no plan was given
     arguments: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)  # ramp, steps, processes, device and time
+    history: list[dict[str, float]] = field(default_factory=list)  # step, λ and metrics of each evaluation
+    evaluated_on: dict[str, Any] = field(default_factory=dict)  # name, id, split and images of the held-out set
+    metadata: dict[str, Any] = field(default_factory=dict)  # for the head of the card: licence, datasets, tags
+    onnx: dict[str, Any] = field(default_factory=dict)  # what exporting measured, if it was exported
     seed: int | None = None
+    weights: str | None = None  # SHA-256 of the weights that all this is true of
     versions: dict[str, str] = field(default_factory=library_versions)
 
     def save(self, folder: str | Path) -> None:
@@ -74,6 +100,49 @@ class Report:
     def load(cls, folder: str | Path) -> Self:
         """Read the report in `folder`."""
         return cls.from_dict(json.loads((Path(folder) / REPORT_NAME).read_text(encoding="utf-8")))
+
+
+def digest_of_weights(folder: str | Path) -> str | None:
+    """Return the SHA-256 of the safetensors files in `folder`, None if there are none."""
+    files = sorted(Path(folder).glob("*.safetensors"))
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while piece := stream.read(2**20):
+                digest.update(piece)
+    return digest.hexdigest() if files else None
+
+
+def report_in(folder: str | Path, model: PreTrainedModel) -> Report:
+    """Return the report in `folder` if it is about the weights there, else one with what `model` itself tells.
+
+    A model that was trained on, or merged by hand, has no figures but those that can be counted.
+    """
+    if (Path(folder) / REPORT_NAME).is_file():
+        report = Report.load(folder)
+        if report.weights == digest_of_weights(folder):
+            return report
+        logger.warning(
+            f"The report in {folder} is about other weights than those that lie there, so its figures are left out of "
+            "the card."
+        )
+    after, _ = measure_costs({"": model})
+    if not isinstance(model, UPDPForImageClassification):
+        return Report({"sites": []}, after[""], after[""], model_facts(model, model))
+    base = AutoModelForImageClassification.from_config(base_config(model.config)).to(model.dtype)
+    before, _ = measure_costs({"": base})
+    plan = model.config.plan or {"sites": []}
+    blocks = blocks_of(base)
+    return Report(plan, before[""], after[""], model_facts(base, model), blocks, model.config.merge_error, weights=None)
+
+
+def model_facts(base: nn.Module, merged: nn.Module) -> dict[str, str]:
+    """Return the class of the unpruned model, that of the merged one, and the architecture if it is one of timm's."""
+    facts = {"base_class": type(base).__name__, "merged_class": type(merged).__name__}
+    if isinstance(base, UPDPForImageClassification):
+        base = base.base
+    architecture = getattr(getattr(base, "config", None), "architecture", None)
+    return facts if architecture is None else {**facts, "timm_architecture": str(architecture)}
 
 
 def measure_costs(
@@ -133,7 +202,7 @@ def changed_arguments(args: TrainingArguments) -> dict[str, Any]:
         name: value
         for name, value in args.to_dict().items()
         if _given(value) != _given(defaults.get(name))
-        and name not in _FILLED_IN
+        and name not in (*_FILLED_IN, *_NO_FACTS)
         and not any(part in name for part in _PRIVATE)
         and not (isinstance(value, str) and Path(value).is_absolute())
     }

@@ -29,6 +29,7 @@ from updp_hf.layout_updp import (
 
 __all__ = [
     "FoundSites",
+    "blocks_of",
     "close_",
     "close_only_",
     "end_gates",
@@ -101,6 +102,18 @@ def _find(
     order = {call.path: index for index, call in reversed(list(enumerate(structure.graph.calls)))}
     sites.sort(key=lambda site: order.get(site.run[0], order.get(structure.graph.within(site.run[0])[0].path, 0)))
     return FoundSites(tuple(sites), tuple(refused))
+
+
+def blocks_of(model: nn.Module, example_inputs: Mapping[str, Tensor] | None = None) -> list[str]:
+    """Return the blocks of `model`, pruned or not, in order of execution; of nested ones the innermost.
+
+    Raises:
+        ExportError: the model cannot be exported.
+        ValueError: no example input can be made for it.
+    """
+    inputs = example_inputs_of(model) if example_inputs is None else dict(example_inputs)
+    blocks = Structure(model, trace(model, inputs, is_registered)).blocks()
+    return [block for block in blocks if not any(other.startswith(f"{block}.") for other in blocks)]
 
 
 def require_sites(

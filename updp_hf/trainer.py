@@ -3,16 +3,15 @@
 import copy
 import os
 import shutil
-import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
 from accelerate import PartialState
-from huggingface_hub import upload_folder
+from huggingface_hub import HfApi
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import set_seed
@@ -21,24 +20,27 @@ from transformers.utils import logging
 
 from updp_hf.calibration import calibrate_
 from updp_hf.callback import UPDPCallback
+from updp_hf.card import write_card
 from updp_hf.core.cost import LatencyTable
 from updp_hf.core.gate import gates, is_gated
 from updp_hf.core.plan import Plan
 from updp_hf.core.policy import ramp
 from updp_hf.core.search import Fitness
 from updp_hf.core.sites import Site
-from updp_hf.files import plan_in, refuse_occupied, save_merged, write_merged
+from updp_hf.files import plan_in, refuse_occupied, save_merged
 from updp_hf.gated_trainer import GatedTrainer
+from updp_hf.hub import push_folder
 from updp_hf.inputs import base_model_of, logits_of, model_inputs
 from updp_hf.merging import merge
+from updp_hf.origin import dataset_facts, inherited_metadata
 from updp_hf.pareto import Front, fitted_fitness, front_of
-from updp_hf.report import Report, changed_arguments, measure_costs
+from updp_hf.report import Report, changed_arguments, device_name, measure_costs, model_facts
 from updp_hf.samples import sample_and_rest
 from updp_hf.scoring import ScoreHistory, agreed, label_fit, spread
 from updp_hf.selection import demand_of, select
 from updp_hf.selectors import fittest, selector_by_name
 from updp_hf.supernet import train_supernet
-from updp_hf.surgery import gate_, plan_of, require_sites
+from updp_hf.surgery import blocks_of, gate_, plan_of, require_sites
 from updp_hf.training_args import SUPERNET, UPDPTrainingArguments
 
 __all__ = ["UPDPTrainer"]
@@ -88,6 +90,8 @@ class UPDPTrainer(GatedTrainer):
         self._selection: dict[str, Any] = {}
         self._supernet: nn.Module | None = None
         self._plan: Plan | None = None
+        self._was_resumed = False
+        self._saved: tuple[Path, int] | None = None
 
     @property
     def plan(self) -> Plan:
@@ -107,6 +111,7 @@ class UPDPTrainer(GatedTrainer):
                 raise ValueError(f"There is no checkpoint in {self.args.output_dir} to resume from: start without.")
         if isinstance(resume_from_checkpoint, str | os.PathLike):
             resume_from_checkpoint = os.fspath(resume_from_checkpoint)
+            self._was_resumed = True
             plan = plan_in(resume_from_checkpoint)
             self.args.refuse_other(plan, resume_from_checkpoint)
             gate_(self.model, plan)
@@ -320,6 +325,8 @@ class UPDPTrainer(GatedTrainer):
             plan=self.plan.to_dict(),
             before=costs["before"],
             after=costs["after"],
+            model=model_facts(self.base, merged),
+            blocks=blocks_of(self.base),
             latency_conditions=conditions,
             merge_error=getattr(getattr(merged, "config", None), "merge_error", None),
             metrics_before=_metrics(opened[0]) if opened else {},
@@ -327,8 +334,31 @@ class UPDPTrainer(GatedTrainer):
             latencies=asdict(self._latencies) if self._latencies else {},
             selection=self._selection,
             arguments=changed_arguments(self.args),
+            training=self._training_facts(),
+            history=[self._at_evaluation(entry) for entry in evaluations],
+            evaluated_on=dataset_facts(self.eval_dataset) if closed else {},
+            metadata=inherited_metadata(base_model_of(self.base), self.args.hub_token),
             seed=self.args.seed,
         )
+
+    def _training_facts(self) -> dict[str, Any]:
+        seconds = [entry["train_runtime"] for entry in self.state.log_history if "train_runtime" in entry]
+        return {
+            **{name: getattr(self.args, name) for name in ("ramp", "ramp_start", "ramp_end")},
+            "steps": self.state.max_steps,
+            "epochs": round(self.state.epoch or 0.0, 2),
+            "processes": self.args.world_size,
+            "device": device_name(self.args.device),
+            "seconds": None if self._was_resumed or not seconds else seconds[-1],
+        }
+
+    def _at_evaluation(self, entry: dict[str, float]) -> dict[str, float]:
+        step = int(entry["step"])
+        return {
+            "step": step,
+            "lambda": self.callback.lambda_at(max(step - 1, 0), self.state.max_steps),
+            **_metrics(entry),
+        }
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Merge and save: weights, configuration, processor and report. Pushing is a step of its own.
@@ -340,37 +370,93 @@ class UPDPTrainer(GatedTrainer):
         if _internal_call or not is_gated(self.model):
             super().save_model(output_dir, _internal_call)
             return
+        folder = Path(output_dir or self.args.output_dir)
         if self.is_world_process_zero():
-            folder = Path(output_dir or self.args.output_dir)
             refuse_occupied(folder, self.base)
             merged = self.merge()
-            save_merged(merged, folder, self.processing_class, self.report(merged))
+            save_merged(merged, folder, self.processing_class, self.report(merged), self._repo_id(folder))
             logger.info("Saved the merged model in %s.", folder)
+        self._saved = (folder, self.state.global_step)
         self.accelerator.wait_for_everyone()
+
+    def _repo_id(self, folder: Path) -> str:
+        return str(self.hub_model_id or self.args.hub_model_id or folder.name)
+
+    def create_model_card(
+        self,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | None = None,
+    ) -> None:
+        """Write the card of the saved model again, with facts that no run can know.
+
+        Args:
+            license: of the model; by default that of the checkpoint, if the Hub tells.
+            tags: further ones.
+            model_name: title of the card; by default the name of the repository or folder.
+            finetuned_from: id of the checkpoint on the Hub; by default that from which it was loaded.
+            dataset_tags: ids of the datasets on the Hub; of several the first is the one that was evaluated on.
+            dataset: name of the set of images that was evaluated on.
+        """
+        if not self.is_world_process_zero():
+            return
+        folder = Path(self.args.output_dir)
+        report = Report.load(folder)
+        ids = [dataset_tags] if isinstance(dataset_tags, str) else dataset_tags
+        named = {"license": license, "model_name": model_name, "base_model": finetuned_from, "datasets": ids}
+        named["tags"] = [tags] if isinstance(tags, str) else tags
+        where = {"name": dataset, "id": ids[0] if ids else None}
+        report = replace(
+            report,
+            metadata={**report.metadata, **_given(named)},
+            evaluated_on={**report.evaluated_on, **_given(where)},
+        )
+        report.save(folder)
+        write_card(report, folder, self._repo_id(folder))
 
     def push_to_hub(
         self,
-        commit_message: str | None = "Add pruned model",
+        commit_message: str | None = None,
         blocking: bool = True,
         token: str | None = None,
         revision: str | None = None,
         private: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Merge and upload what `save_model` saves, in one commit; never checkpoints, optimizer state or pickles."""
-        self.init_hf_repo(token=token, private=private)
+        """Push the merged model, saved before unless it is; never checkpoints, optimizer state or pickles.
+
+        Args:
+            commit_message: title of the commit.
+            blocking: whether to wait; else a `Future` is returned.
+            token: access token, `hub_token` by default.
+            revision: the branch, `hub_revision` by default.
+            private: whether a new repository is private, `hub_private_repo` by default.
+            **kwargs: those of `create_model_card`.
+
+        Raises:
+            HubError: the Hub refused or was not reached; the merged model lies in the output folder.
+            MergeError: the gates are not closed yet.
+        """
+        folder = Path(self.args.output_dir)
+        if self._saved != (folder, self.state.global_step):
+            self.save_model()
+        if kwargs:
+            self.create_model_card(**kwargs)
         if not self.is_world_process_zero():
             return None
-        with tempfile.TemporaryDirectory() as folder:
-            merged = self.merge()
-            write_merged(merged, Path(folder), self.processing_class, self.report(merged))
-            return upload_folder(
-                repo_id=self.hub_model_id,
-                folder_path=folder,
-                commit_message=commit_message,
-                token=token or self.args.hub_token,
-                revision=revision or self.args.hub_revision,
-            )
+        options = {
+            "private": self.args.hub_private_repo if private is None else private,
+            "token": token or self.args.hub_token,
+            "revision": revision or self.args.hub_revision,
+            "commit_message": commit_message,
+        }
+        repo_id = self._repo_id(folder)
+        if not blocking:
+            return HfApi().run_as_future(push_folder, folder, repo_id, **options)
+        return push_folder(folder, repo_id, **options)
 
 
 def _without_gates(model: nn.Module) -> nn.Module:
@@ -380,6 +466,10 @@ def _without_gates(model: nn.Module) -> nn.Module:
     for path, gate in reversed(list(gates(stock))):
         stock.set_submodule(path, gate.original)
     return stock
+
+
+def _given(facts: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in facts.items() if value is not None}
 
 
 def _metrics(entry: dict[str, float]) -> dict[str, float]:

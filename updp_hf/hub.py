@@ -1,0 +1,222 @@
+"""To the Hub: the files of a merged model and nothing else, in one commit that is whole or not there."""
+
+import shutil
+import tempfile
+from dataclasses import replace
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.utils import httpx
+from transformers import AutoModelForImageClassification, PreTrainedModel
+from transformers.utils import CONFIG_NAME, cached_file, logging
+
+from updp_hf.card import CARD_NAME, is_generated, write_card
+from updp_hf.files import MERGED_FILES, is_training_checkpoint
+from updp_hf.modeling_updp import UPDPForImageClassification
+from updp_hf.report import REPORT_NAME, Report, report_in
+
+__all__ = ["HubError", "push_folder", "push_model"]
+
+logger = logging.get_logger(__name__)
+
+ATTEMPTS = 3
+"""How often a push begins anew because somebody else's came in between."""
+
+
+class HubError(ValueError):
+    """The Hub did not take the model. What lies on disk is as it was."""
+
+
+def push_folder(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+    create_pr: bool = False,
+) -> CommitInfo:
+    """Upload the merged model in `folder` in one commit; without a change there is none.
+
+    What is uploaded: weights, configuration, processor, the code files that load them, report, card and pictures, and
+    the ONNX file if it was exported from these weights. A card that somebody edited, here or on the Hub, is kept.
+
+    Args:
+        folder: what `UPDPTrainer.save_model` or `save_pretrained` wrote; it is left as it is.
+        repo_id: `name` or `user/name`; the repository is made if there is none.
+        private: whether a new repository is private.
+        token: access token; by default that of `hf auth login`.
+        revision: the branch, made if there is none; `main` by default.
+        commit_message: title of the commit.
+        commit_description: text of the commit.
+        create_pr: open a pull request instead of committing to the branch.
+
+    Raises:
+        HubError: the Hub refused or was not reached.
+        ValueError: `folder` holds no merged model.
+    """
+    folder = Path(folder)
+    report = report_in(folder, _loaded(folder))
+    message = commit_message or "Add pruned model"
+    try:
+        api = HfApi(token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        with tempfile.TemporaryDirectory() as staged:
+            files = _files(folder, report, repo_id, Path(staged))
+            for attempt in range(1, ATTEMPTS + 1):
+                try:
+                    return _commit(api, repo_id, files, revision, message, commit_description, create_pr)
+                except HfHubHTTPError as error:
+                    if _status(error) != 412 or attempt == ATTEMPTS:
+                        raise
+                    logger.info("Somebody else pushed to %s meanwhile: once more.", repo_id)
+    except (HfHubHTTPError, httpx.TransportError, OSError) as error:
+        raise HubError(f"{_explained(error, repo_id)} The model in {folder} is whole: push it again then.") from error
+    raise AssertionError
+
+
+def push_model(
+    model: PreTrainedModel,
+    repo_id: str,
+    *,
+    processing_class: Any = None,
+    tags: list[str] | str | None = None,
+    max_shard_size: int | str = "50GB",
+    **options: Any,
+) -> CommitInfo:
+    """Save `model` in a folder of its own and push that.
+
+    Its card states the figures of the run it comes from if its weights are still those; else those that can be counted.
+
+    Args:
+        model: a merged model.
+        repo_id: as for `push_folder`.
+        processing_class: its image processor; by default the one beside the weights it was loaded from, if any.
+        tags: for the head of the card, beside those that it always has.
+        max_shard_size: as for `save_pretrained`.
+        **options: those of `push_folder`, which tells what is raised, too.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        model.save_pretrained(folder, max_shard_size=max_shard_size)
+        if processing_class is not None:
+            processing_class.save_pretrained(folder)
+        for name in (REPORT_NAME, "preprocessor_config.json"):
+            if not (folder / name).exists() and (found := _beside(model, name, options.get("token"))) is not None:
+                shutil.copyfile(found, folder / name)
+        report = report_in(folder, model)
+        tags = [tags] if isinstance(tags, str) else tags or []
+        replace(report, metadata={**report.metadata, "tags": [*report.metadata.get("tags", []), *tags]}).save(folder)
+        return push_folder(folder, repo_id, **options)
+
+
+def _beside(model: PreTrainedModel, name: str, token: str | bool | None) -> str | None:
+    """Return the file `name` that lies where `model` was loaded from, None if there is none."""
+    source = model.config.name_or_path
+    if not source:
+        return None
+    revision = getattr(model.config, "_commit_hash", None)
+    options = {"revision": revision, "token": token, "_raise_exceptions_for_missing_entries": False}
+    found: str | None = cached_file(source, name, _raise_exceptions_for_connection_errors=False, **options)
+    return found
+
+
+def _loaded(folder: Path) -> PreTrainedModel:
+    """Load the model that is to be published: what does not load here loads nowhere."""
+    is_merged = (folder / CONFIG_NAME).is_file() and not is_training_checkpoint(folder)
+    if not is_merged:
+        raise ValueError(
+            f"{folder} holds no pruned model, expected the files that `UPDPTrainer.save_model` or `save_pretrained` "
+            "writes: for a training checkpoint, run `updp-hf merge` first."
+        )
+    model: PreTrainedModel = AutoModelForImageClassification.from_pretrained(folder)
+    if not isinstance(model, UPDPForImageClassification) and not (folder / REPORT_NAME).is_file():
+        raise ValueError(
+            f"{folder} holds a {type(model).__name__} that updp_hf has not pruned: push it by its own `push_to_hub`."
+        )
+    return model
+
+
+def _files(folder: Path, report: Report, repo_id: str, staged: Path) -> dict[str, Path]:
+    """Return the files to publish by their path in the repository. The card is written anew, for this repository."""
+    files = {
+        path.relative_to(folder).as_posix(): path
+        for pattern in MERGED_FILES
+        for path in folder.glob(pattern)
+        if path.is_file()
+    }
+    if not report.onnx:  # not made from these weights
+        files = {name: path for name, path in files.items() if not name.startswith("onnx/")}
+    report.save(staged)
+    card = folder / CARD_NAME
+    if not card.is_file() or is_generated(card):
+        write_card(report, staged, repo_id)
+    return files | {path.name: path for path in staged.iterdir()}
+
+
+def _commit(
+    api: HfApi,
+    repo_id: str,
+    files: dict[str, Path],
+    revision: str | None,
+    message: str,
+    description: str | None,
+    create_pr: bool,
+) -> CommitInfo:
+    head = api.repo_info(repo_id, revision=revision).sha
+    there = api.list_repo_files(repo_id, revision=head)
+    stale = [name for name in there if name not in files and any(fnmatch(name, p) for p in MERGED_FILES)]
+    if CARD_NAME in files and is_generated(files[CARD_NAME]) and _has_own_card(api, repo_id, head):
+        logger.warning(f"The card of {repo_id} was edited by hand, so it stays as it is.")
+        files = {name: path for name, path in files.items() if name != CARD_NAME}
+    additions = [CommitOperationAdd(name, path) for name, path in sorted(files.items())]
+    return api.create_commit(
+        repo_id,
+        [*additions, *(CommitOperationDelete(name) for name in stale if name != CARD_NAME)],
+        commit_message=message,
+        commit_description=description,
+        revision=revision,
+        create_pr=create_pr,
+        parent_commit=head,  # else two pushes at once could leave a mixture of both
+    )
+
+
+def _has_own_card(api: HfApi, repo_id: str, revision: str | None) -> bool:
+    try:
+        card = api.hf_hub_download(repo_id, CARD_NAME, revision=revision)
+    except EntryNotFoundError:
+        return False
+    return not is_generated(Path(card))
+
+
+def _status(error: Exception) -> int | None:
+    response = getattr(error, "response", None)
+    return None if response is None else int(response.status_code)
+
+
+def _explained(error: Exception, repo_id: str) -> str:
+    """Return what happened and what to do, as a sentence."""
+    status = _status(error)
+    if status == 401:
+        return "The Hub does not accept the token, or there is none (401): run `hf auth login`, or pass `token`."
+    if status == 403:
+        return f"The token may not write to {repo_id} (403): use one with write permission, or a repository of yours."
+    if status == 404 or isinstance(error, RepositoryNotFoundError):
+        return f"The Hub knows no {repo_id} (404), or the token may not see it: check user, name and revision."
+    if status == 412:
+        return f"Others keep pushing to {repo_id} (412): wait until they have finished."
+    if status == 429:
+        return "The Hub takes no more requests for now (429): wait some minutes."
+    if status is not None and status >= 500:
+        return f"The Hub has a problem ({status}): wait some minutes."
+    if status is None:
+        return f"The connection to the Hub broke or was not made ({type(error).__name__}): check the network."
+    reason = str(error).strip().splitlines()
+    return f"The Hub refused the push to {repo_id} ({status}: {reason[-1] if reason else 'no reason given'})."

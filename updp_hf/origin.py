@@ -1,0 +1,50 @@
+"""Where a model comes from: what the Hub says of its checkpoint, and what the images it was evaluated on are."""
+
+from typing import Any
+
+import datasets
+import yaml
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from transformers.utils import logging
+
+__all__ = ["dataset_facts", "inherited_metadata", "is_hub_id"]
+
+logger = logging.get_logger(__name__)
+
+INHERITED = ("license", "license_name", "license_link", "datasets", "widget")
+"""What the card of a pruned model takes over from the checkpoint's."""
+
+
+def is_hub_id(name: str) -> bool:
+    """Return whether `name` could be that of a repository: a path on somebody's machine is not."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return bool(name)
+
+
+def inherited_metadata(base_model: str, token: str | bool | None = None) -> dict[str, Any]:
+    """Return what the checkpoint's card says that holds for a pruned model too; nothing if it cannot be read."""
+    if not is_hub_id(base_model):
+        return {}
+    try:
+        metadata = ModelCard.load(base_model, token=token, ignore_metadata_errors=True).data.to_dict()
+    except (OSError, HfHubHTTPError, ValueError, yaml.YAMLError) as error:
+        logger.info("The card of %s cannot be read (%s), so no licence is taken from it.", base_model, error)
+        return {}
+    return {name: metadata[name] for name in INHERITED if metadata.get(name)}
+
+
+def dataset_facts(dataset: Any) -> dict[str, Any]:
+    """Return what a set of images tells of itself: name, id on the Hub, split and number of images, as far as known."""
+    facts: dict[str, Any] = {}
+    info = getattr(dataset, "info", None)
+    if isinstance(info, datasets.DatasetInfo):
+        sources = [source for source in info.download_checksums or {} if source.startswith("hf://datasets/")]
+        repository = sources[0].removeprefix("hf://datasets/").partition("@")[0] if sources else None
+        facts = {"id": repository, "name": info.dataset_name or repository, "split": dataset.split}
+    facts["images"] = len(dataset) if hasattr(dataset, "__len__") else None
+    return {name: value if name == "images" else str(value) for name, value in facts.items() if value is not None}
