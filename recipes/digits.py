@@ -5,9 +5,9 @@
 
 It takes scikit-learn's digits (1,797 images, a quarter held out), trains a baseline and saves it as an ordinary
 checkpoint, prunes that with `UPDPTrainer`, merges, saves, loads the merged model in the ordinary way, and prints both
-side by side. `--push_to_hub --hub_model_id NAME` publishes it. With `--selector supernet` these are the four steps of UPDP: a supernet is trained, then searched, the
-blocks found are pruned progressively, and merged. Every training argument of the pruning run is an option; `--config
-file.yaml` sets several at once.
+side by side. With `--selector supernet` these are the four steps of UPDP: a supernet is trained, then searched, the
+blocks found are pruned progressively, and merged. `--push_to_hub` publishes the merged model as `--hub_model_id`. Every
+training argument of the pruning run is an option; `--config file.yaml` sets several at once.
 """
 
 from dataclasses import dataclass, field, replace

@@ -177,26 +177,25 @@ def _inside(slot: str, block: str) -> str:
 
 def _comparison(report: Report) -> str:
     """Return the table of the model before and after, with how much that is."""
-    metrics = (report.metrics_before, report.metrics_without_training, report.metrics_after)
-    names = list(dict.fromkeys(["accuracy", *(name for found in metrics for name in found)]))
-    before, untrained, after = (
-        {f"held-out {name}": _metric(name, found[name]) for name in names if name in found} for found in metrics
+    names = list(dict.fromkeys(["accuracy", *report.metrics_before, *report.metrics_after]))
+    before, after = (
+        {_held_out(name): _metric(name, found[name]) if name in found else NOT_MEASURED for name in names}
+        for found in (report.metrics_before, report.metrics_after)
     )
-    change = {f"held-out {name}": _difference(name, *metrics[::2]) for name in names}
-    order = dict.fromkeys(change, "")
-    columns = {"before": {**order, **before, **report.before.facts()}}
-    if untrained:
-        columns["pruned, no training"] = {**order, **untrained}
-    columns["after"] = {**order, **after, **report.after.facts()}
-    ratio = {
-        "parameters": f"{report.after.parameters / report.before.parameters:.2f} of them",
-        "MACs per image": f"{report.after.macs / report.before.macs:.2f} of them",
+    columns = {"before": {**before, **report.before.facts()}, "after": {**after, **report.after.facts()}}
+    columns["change"] = {
+        **{_held_out(name): _difference(name, report.metrics_before, report.metrics_after) for name in names},
+        "parameters": f"to {report.after.parameters / report.before.parameters:.0%}",
+        "MACs per image": f"to {report.after.macs / report.before.macs:.0%}",
         **{f"latency, batch {size}": f"{value:.2f}× as fast" for size, value in _speed_ups(report).items()},
     }
     if not _speed_ups(report):
-        ratio["latency"] = NOT_MEASURED
-    columns["change"] = {**change, **ratio}
-    return side_by_side({name: {k: v for k, v in facts.items() if v} for name, facts in columns.items()})
+        columns["change"]["latency"] = NOT_MEASURED
+    return side_by_side(columns)
+
+
+def _held_out(metric: str) -> str:
+    return f"held-out {metric.replace('_', ' ')}"
 
 
 def _metric(name: str, value: float) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
-from huggingface_hub.utils import httpx
+from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # exported lazily
 from transformers import AutoModelForImageClassification, PreTrainedModel
 from transformers.utils import CONFIG_NAME, cached_file, logging
 

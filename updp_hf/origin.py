@@ -6,7 +6,7 @@ import datasets
 import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # exported lazily
 from transformers.utils import logging
 
 __all__ = ["dataset_facts", "inherited_metadata", "is_hub_id"]
@@ -26,7 +26,7 @@ def is_hub_id(name: str) -> bool:
     return bool(name)
 
 
-def inherited_metadata(base_model: str, token: str | bool | None = None) -> dict[str, Any]:
+def inherited_metadata(base_model: str, token: str | None = None) -> dict[str, Any]:
     """Return what the checkpoint's card says that holds for a pruned model too; nothing if it cannot be read."""
     if not is_hub_id(base_model):
         return {}

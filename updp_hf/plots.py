@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -32,7 +32,11 @@ class Fate(StrEnum):
     DROPPED = "dropped"
 
 
-_COLOURS = {Fate.KEPT: "#d0d7de", Fate.MERGED: AFTER, Fate.DROPPED: PAPER}
+_LOOKS: dict[Fate, dict[str, Any]] = {
+    Fate.KEPT: {"facecolor": "#d0d7de", "edgecolor": INK, "linewidth": 0.8},
+    Fate.MERGED: {"facecolor": AFTER, "edgecolor": INK, "linewidth": 0.8},
+    Fate.DROPPED: {"facecolor": PAPER, "edgecolor": INK, "linewidth": 0.8, "linestyle": "--"},
+}
 
 
 def fates_of(report: Report) -> dict[str, Fate]:
@@ -55,9 +59,7 @@ def plot_blocks(report: Report, file: Path) -> None:
     for index, (name, fate) in enumerate(fates.items()):
         row, column = divmod(index, ROW)
         x, y = column, -1.55 * row
-        style = {"linestyle": "--"} if fate is Fate.DROPPED else {}
-        box = FancyBboxPatch((x, y), 0.72, 0.72, boxstyle="round,pad=0.05", fc=_COLOURS[fate], ec=INK, lw=0.8, **style)
-        axes.add_patch(box)
+        axes.add_patch(FancyBboxPatch((x, y), 0.72, 0.72, boxstyle="round,pad=0.05", **_LOOKS[fate]))
         ink = PAPER if fate is Fate.MERGED else INK
         axes.text(x + 0.36, y + 0.36, str(index), ha="center", va="center", color=ink, fontsize=10)
         axes.text(x + 0.36, y - 0.12, _short(name), ha="center", va="top", color=INK, fontsize=6.5)
@@ -68,8 +70,7 @@ def plot_blocks(report: Report, file: Path) -> None:
     counts = {fate: sum(other is fate for other in fates.values()) for fate in Fate}
     for fate, count in counts.items():
         if count:
-            style = {"linestyle": "--"} if fate is Fate.DROPPED else {}
-            axes.add_patch(FancyBboxPatch((0, 99), 0, 0, fc=_COLOURS[fate], ec=INK, label=f"{count} {fate}", **style))
+            axes.add_patch(FancyBboxPatch((0, 99), 0, 0, label=f"{count} {fate}", **_LOOKS[fate]))
     axes.set_xlim(-0.3, max(columns, 8) + 0.05)
     axes.set_ylim(-1.55 * (rows - 1) - 0.6, 0.95)
     axes.set_axis_off()
@@ -92,10 +93,13 @@ def plot_before_after(report: Report, file: Path) -> None:
         "parameters, M": ([before.parameters / 1e6, after.parameters / 1e6], "{:.2f}"),
     }
     sizes = [size for size in before.latency or {} if size in (after.latency or {})]
-    for size in sizes or [None]:
-        seconds = [(cost.latency or {}).get(size or "") for cost in (before, after)]
-        title = f"latency, batch {size}, ms" if size else "latency, ms"
-        panels[title] = ([None if value is None else value * 1e3 for value in seconds], "{:.2f}")
+    for size in sizes:
+        panels[f"latency, batch {size}, ms"] = (
+            [1e3 * (cost.latency or {})[size] for cost in (before, after)],
+            "{:.2f}",
+        )
+    if not sizes:
+        panels["latency, ms"] = ([None, None], "")
     figure = Figure(figsize=(1.75 * len(panels), 2.5), layout="constrained", facecolor=PAPER)
     for axes, (title, (values, form)) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True

@@ -447,7 +447,7 @@ class UPDPTrainer(GatedTrainer):
             self.create_model_card(**kwargs)
         if not self.is_world_process_zero():
             return None
-        options = {
+        options: dict[str, Any] = {
             "private": self.args.hub_private_repo if private is None else private,
             "token": token or self.args.hub_token,
             "revision": revision or self.args.hub_revision,
