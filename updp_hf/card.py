@@ -11,7 +11,7 @@ from transformers.utils import logging
 from updp_hf.core.sites import Form
 from updp_hf.origin import is_hub_id
 from updp_hf.plots import Fate, fates_of, plot_before_after, plot_blocks, plot_schedule
-from updp_hf.report import Report, side_by_side
+from updp_hf.report import Report, latency_facts, side_by_side
 
 __all__ = ["CARD_NAME", "PICTURES", "draw_pictures", "is_generated", "render_card", "write_card"]
 
@@ -65,6 +65,9 @@ def render_card(report: Report, repo_id: str, pictures: Collection[str] = tuple(
         speed_ups=_speed_ups(report),
         sites=_sites(report),
         comparison=_comparison(report),
+        runtimes=side_by_side(
+            {name: latency_facts(seconds) for name, seconds in report.onnx.get("latency", {}).items()}
+        ),
         arguments=side_by_side({"value": {f"`{key}`": f"`{value}`" for key, value in report.arguments.items()}}),
     )
 

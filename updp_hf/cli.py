@@ -3,24 +3,32 @@
 import argparse
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
+from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]  # exported lazily
 from safetensors import SafetensorError
-from transformers import AutoModelForImageClassification, PreTrainedModel
-from transformers.utils import logging
+from torch import nn
+from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, logging
 
-from updp_hf.core.cost import LatencyTable
-from updp_hf.core.graph import ExportError
-from updp_hf.core.sites import Form, Refusal, Site
-from updp_hf.report import Cost, measure_costs, side_by_side
-from updp_hf.surgery import find_sites
+from updp_hf.card import CARD_NAME, is_generated, write_card
+from updp_hf.core.cost import measure_latency
+from updp_hf.core.sites import Form
+from updp_hf.export import export_onnx
+from updp_hf.files import gated_model_in, save_merged
+from updp_hf.hub import push_folder
+from updp_hf.inputs import example_inputs_of
+from updp_hf.merging import merge
+from updp_hf.report import measure_costs, report_in, report_of, side_by_side
+from updp_hf.sites_table import few, sites_table
 
 __all__ = ["main"]
 
-_EXAMPLE = "Example: updp-hf sites google/vit-base-patch16-224 --batch_size 8"
 _UNLOADABLE = (OSError, ValueError, ImportError, RuntimeError, SafetensorError, UnpicklingError)
 """What loading raises: no such model, none that is known here, damaged weights."""
 
@@ -31,10 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not args.debug:
         logging.set_verbosity_error()
         logging.disable_progress_bar()
+        disable_progress_bars()
         warnings.simplefilter("ignore")
     try:
         args.subcommand(args)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         if args.debug:
             raise
         print(f"updp-hf: {error}", file=sys.stderr)
@@ -44,14 +53,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     about = "Make a vision checkpoint faster by removing depth."
-    parser = argparse.ArgumentParser("updp-hf", description=about, epilog=_EXAMPLE)
+    parser = argparse.ArgumentParser("updp-hf", description=about, epilog="updp-hf SUBCOMMAND --help gives examples.")
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("model", metavar="MODEL", help="image classifier: a folder, or an id on the Hub, timm/... too")
     common.add_argument("--debug", action="store_true", help="show tracebacks, and what the libraries have to say")
     subcommands = parser.add_subparsers(metavar="SUBCOMMAND", required=True)
+    model = "image classifier: a folder, or an id on the Hub, timm/... too"
+    merged = "folder of a merged model, as `save_model` writes it"
+
+    def add(name: str, function: object, about: str, example: str) -> argparse.ArgumentParser:
+        example = f"Example: updp-hf {example}"
+        added = subcommands.add_parser(name, parents=[common], help=about, description=about, epilog=example)
+        added.set_defaults(subcommand=function)
+        return added
 
     about = "Show which blocks of a model can be pruned, what that saves on this machine, and why the rest cannot."
-    sites = subcommands.add_parser("sites", parents=[common], help=about, description=about, epilog=_EXAMPLE)
+    sites = add("sites", _sites, about, "sites google/vit-base-patch16-224 --batch_size 8")
+    sites.add_argument("model", metavar="MODEL", help=model)
     sites.add_argument(
         "--form",
         action="append",
@@ -66,35 +83,123 @@ def _parser() -> argparse.ArgumentParser:
     )
     images = "images in the batch that latency is measured on (default: %(default)s)"
     sites.add_argument("--batch_size", metavar="N", type=int, default=1, help=images)
-    sites.set_defaults(subcommand=_sites)
+
+    about = "Merge a training checkpoint whose gates are closed, and save the merged model in another folder."
+    command = add("merge", _merge, about, "merge deit-small-p6/checkpoint-5000 deit-small-p6-merged")
+    command.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="folder checkpoint-* of a pruning run")
+    command.add_argument("output", metavar="OUTPUT", type=Path, help="folder for the merged model, new or empty")
+
+    about = (
+        "Compare the cost of models for the same images, measured in turn; the first is what others are compared with."
+    )
+    benchmark = add("benchmark", _benchmark, about, "benchmark facebook/deit-small-patch16-224 deit-small-p6 --compile")
+    benchmark.add_argument("models", metavar="MODEL", nargs="+", help=model)
+    sizes = "images in a batch, may be several (default: 1 8)"
+    benchmark.add_argument("--batch_size", metavar="N", type=int, nargs="+", default=[1, 8], help=sizes)
+    benchmark.add_argument(
+        "--rounds", metavar="N", type=int, default=15, help="how often each runs (default: %(default)s)"
+    )
+    benchmark.add_argument("--compile", action="store_true", help="measure them compiled, too")
+
+    about = "Write onnx/model.onnx into the folder of a merged model, and compare it with PyTorch (extra `onnx`)."
+    export = add("export", _export, about, "export deit-small-p6")
+    export.add_argument("folder", metavar="FOLDER", type=Path, help=merged)
+
+    about = "Write the model card and its pictures into the folder of a merged model, from its report."
+    card = add("card", _card, about, "card deit-small-p6 --repo_id me/deit-small-p6")
+    card.add_argument("folder", metavar="FOLDER", type=Path, help=merged)
+    card.add_argument("--repo_id", metavar="ID", help="where the examples load it from (default: the folder's name)")
+    card.add_argument("--force", action="store_true", help="write over a card that was edited by hand")
+
+    about = "Push a merged model to the Hub, in one commit; without a change there is none."
+    push = add("push", _push, about, "push deit-small-p6 me/deit-small-p6 --private")
+    push.add_argument("folder", metavar="FOLDER", type=Path, help=merged)
+    push.add_argument("repo_id", metavar="REPO", help="NAME or USER/NAME, made if there is none")
+    push.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    push.add_argument("--token", help="access token (default: that of `hf auth login`)")
+    push.add_argument("--revision", metavar="BRANCH", help="the branch to push to, made if there is none")
+    push.add_argument("--commit_message", metavar="TEXT", help="title of the commit")
+    push.add_argument("--create_pr", action="store_true", help="open a pull request instead of committing")
     return parser
 
 
 def _sites(args: argparse.Namespace) -> None:
-    """Print what the model costs, its sites, and the blocks that have none."""
-    if args.batch_size < 1:
-        raise ValueError(f"--batch_size is {args.batch_size}, expected at least 1: give a number of images.")
-    model = _load(args.model)
-    forms = list(dict.fromkeys(args.form or [Form.MERGE]))
-    latencies = LatencyTable(args.batch_size) if args.cost == "latency" else None
-    try:
-        sites, refused = find_sites(model, forms, latencies=latencies)
-    except ExportError as error:
-        raise ValueError(f"{error} That takes Python: `updp_hf.find_sites(model, example_inputs=...)`.") from error
-    costs, conditions = measure_costs({args.model: model}, [] if latencies is None else [args.batch_size])
-    cost = costs[args.model]
-    name = type(model).__name__
-    where = {fact: str(value) for fact, value in conditions.items() if fact in ("device", "dtype", "threads")}
-    parts = [side_by_side({args.model: {"model class": name, **cost.facts(), **where}})]
-    if sites:
-        parts.append(_table(sites, cost))
-    for form in forms:
-        if not any(site.form == form for site in sites):
-            why = "" if refused else ", for no repeated blocks with Linears or convolutions were found"
-            parts.append(f"{name} has no site of the form {form}{why}. Try another --form.")
-    if refused:
-        parts.append(_reasons(refused))
-    print("\n\n".join(parts))
+    _refuse_below_one("--batch_size", args.batch_size)
+    forms = [Form(form) for form in dict.fromkeys(args.form or [Form.MERGE])]
+    print(sites_table(_load(args.model), args.model, forms, args.batch_size if args.cost == "latency" else None))
+
+
+def _merge(args: argparse.Namespace) -> None:
+    if (args.output / CONFIG_NAME).exists():
+        raise ValueError(f"{args.output} holds a model already: choose a new folder for the merged one.")
+    merged = merge(gated_model_in(args.checkpoint))
+    has_processor = (args.checkpoint / IMAGE_PROCESSOR_NAME).is_file()
+    processor = AutoImageProcessor.from_pretrained(args.checkpoint) if has_processor else None
+    save_merged(merged, args.output, processor, report_of(merged, batch_sizes=(1, 8)), args.output.name)
+    print(f"Saved the merged model in {args.output}.")
+
+
+def _benchmark(args: argparse.Namespace) -> None:
+    for size in (*args.batch_size, args.rounds):
+        _refuse_below_one("--batch_size and --rounds", size)
+    models: dict[str, nn.Module] = {name: _load(name).eval() for name in dict.fromkeys(args.models)}
+    first, *others = models
+    inputs = [example_inputs_of(models[first], size) for size in args.batch_size]
+    for name in others:
+        ours, theirs = (next(iter(example_inputs_of(models[n]).values())).shape for n in (name, first))
+        if ours != theirs:
+            raise ValueError(
+                f"{name} takes images of {tuple(ours[1:])}, {first} of {tuple(theirs[1:])}: compare alike."
+            )
+    costs, conditions = measure_costs(models, args.batch_size, args.rounds)
+    facts = {name: costs[name].facts() for name in models}
+    compiled: dict[str, Any] = {name: torch.compile(model) for name, model in models.items()} if args.compile else {}
+    medians = measure_latency(compiled, inputs, rounds=args.rounds)
+    for index, size in enumerate(args.batch_size):
+        eager = {name: (costs[name].latency or {})[str(size)] for name in models}
+        for name in others:
+            facts[name][f"speed-up, batch {size}"] = f"{eager[first] / eager[name]:.2f}×"
+        for name in compiled:
+            seconds = medians[name][index]
+            facts[name][f"latency, batch {size}, compiled"] = f"{seconds * 1e3:.2f} ms"
+            if name != first:
+                facts[name][f"speed-up, batch {size}, compiled"] = f"{medians[first][index] / seconds:.2f}×"
+    for row in [row for name in others for row in facts[name] if row not in facts[first]]:
+        facts[first][row] = "1"
+    print(side_by_side(facts))
+    print("\n" + ", ".join(f"{fact}: {value}" for fact, value in conditions.items() if fact != "mode"))
+
+
+def _export(args: argparse.Namespace) -> None:
+    report = report_in(args.folder, _load(str(args.folder)))
+    exported = export_onnx(args.folder)
+    report = replace(report, onnx=exported.facts())
+    report.save(args.folder)
+    write_card(report, args.folder, args.folder.resolve().name)
+    print(f"Wrote {exported.file}: opset {exported.opset}, logits within {exported.difference:.0e} of PyTorch's.\n")
+    print(side_by_side(exported.columns()))
+
+
+def _card(args: argparse.Namespace) -> None:
+    report = report_in(args.folder, _load(str(args.folder)))
+    card = args.folder / CARD_NAME
+    if card.is_file() and not is_generated(card):
+        if not args.force:
+            raise ValueError(f"{card} was edited by hand, so it is left as it is: `--force` writes over it.")
+        card.unlink()
+    report.save(args.folder)
+    write_card(report, args.folder, args.repo_id or args.folder.resolve().name)
+    print(f"Wrote {card}.")
+
+
+def _push(args: argparse.Namespace) -> None:
+    names = ("private", "token", "revision", "commit_message", "create_pr")
+    print(push_folder(args.folder, args.repo_id, **{name: getattr(args, name) for name in names}).commit_url)
+
+
+def _refuse_below_one(option: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{option} is {value}, expected at least 1: give a number of images.")
 
 
 def _load(name: str) -> PreTrainedModel:
@@ -114,53 +219,8 @@ def _load(name: str) -> PreTrainedModel:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise ValueError(f"No image classifier could be loaded from {where}: {reason}. {expected}") from error
     if lacking := sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}):
-        raise ValueError(f"{name!r} has no weights that fit {_few(lacking)} of {type(model).__name__}. {expected}")
+        raise ValueError(f"{name!r} has no weights that fit {few(lacking)} of {type(model).__name__}. {expected}")
     return model.to("cuda" if torch.cuda.is_available() else "cpu")  # where the Trainer puts it
-
-
-def _table(sites: Sequence[Site], cost: Cost) -> str:
-    """Return a row for each site in order of execution, and one for all sites of a form that pay."""
-    rows = {}
-    for index, site in enumerate(sites):
-        closed = [*site.norms, *site.activations, *site.shared] or site.run
-        slots = ", ".join(slot.removeprefix(site.block).removeprefix(".") for slot in closed)
-        names = {"block": site.block, "closes": slots or "all of it", "form": str(site.form)}
-        rows[str(index)] = {**names, **_saved([site], cost), "pays": "yes" if site.pays else "no"}
-    for form in dict.fromkeys(site.form for site in sites):
-        alike = [site for site in sites if site.form is form]
-        paying = [site for site in alike if site.pays]
-        names = {"block": f"{len(paying)} of {len(alike)} sites pay", "closes": "", "form": ""}
-        rows[str(form)] = {**names, **_saved(paying, cost), "pays": ""}
-    return side_by_side({fact: {row: facts[fact] for row, facts in rows.items()} for fact in rows["0"]})
-
-
-def _saved(sites: Sequence[Site], cost: Cost) -> dict[str, str]:
-    """Return what closing `sites` saves, and which share of the model's that is."""
-    macs, parameters = sum(site.macs_saved for site in sites), sum(site.params_saved for site in sites)
-    latency = "not measured"
-    if cost.latency and all(site.seconds_saved is not None for site in sites):
-        (total,) = cost.latency.values()
-        seconds = sum(site.seconds_saved or 0.0 for site in sites)
-        latency = f"{seconds * 1e3:z.2f} ms ({seconds / total:z.1%})"
-    return {
-        "MACs saved": f"{macs / 1e6:z.1f} M ({macs / cost.macs:z.1%})",
-        "parameters saved": f"{parameters / 1e6:z.2f} M ({parameters / cost.parameters:z.1%})",
-        "latency saved": latency,
-    }
-
-
-def _reasons(refused: Iterable[Refusal]) -> str:
-    """Return a list of why blocks have no site, those with the same reason together."""
-    blocks: dict[tuple[Form, str], list[str]] = {}
-    for refusal in refused:
-        reason = refusal.reason.replace(f"'{refusal.block}.", "'").replace(f"'{refusal.block}'", "the block")
-        blocks.setdefault((refusal.form, reason), []).append(refusal.block)
-    lines = [f"- {_few(names)} ({form}): {reason}." for (form, reason), names in blocks.items()]
-    return "\n".join(["Blocks without a site:", *lines])
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 if __name__ == "__main__":

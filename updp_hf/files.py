@@ -10,18 +10,19 @@ from typing import Any
 import safetensors
 import safetensors.torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForImageClassification, PreTrainedModel
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from updp_hf.card import CARD_NAME, PICTURES, write_card
 from updp_hf.configuration_updp import UPDPConfig
 from updp_hf.core.plan import Plan, PlanError
-from updp_hf.modeling_updp import updp_config
+from updp_hf.modeling_updp import base_config, updp_config
 from updp_hf.report import REPORT_NAME, Report, digest_of_weights
-from updp_hf.surgery import plan_of
+from updp_hf.surgery import gate_, plan_of
 
 __all__ = [
     "MERGED_FILES",
+    "gated_model_in",
     "is_training_checkpoint",
     "load_checkpoint_",
     "plan_in",
@@ -78,6 +79,20 @@ def plan_in(checkpoint: str | Path) -> Plan:
     if not getattr(config, "is_gated", False) or not config.plan:
         raise PlanError(f"{checkpoint} is no checkpoint of a pruning run: resume from a folder `checkpoint-*` of one.")
     return Plan.from_dict(config.plan)
+
+
+def gated_model_in(checkpoint: str | Path) -> nn.Module:
+    """Build the model whose training `checkpoint` is, gates and weights and all.
+
+    Raises:
+        PlanError: the folder is no checkpoint of a pruning run.
+        ValueError: its weights do not fit its configuration.
+    """
+    plan = plan_in(checkpoint)
+    model = AutoModelForImageClassification.from_config(base_config(UPDPConfig.from_pretrained(checkpoint)))
+    gate_(model, plan)
+    load_checkpoint_(model, checkpoint)
+    return model.eval()
 
 
 def refuse_occupied(folder: str | Path, base: nn.Module) -> None:

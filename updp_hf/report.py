@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoModelForImageClassification, PreTrainedModel, TrainingArguments
 from transformers.utils import logging
 
+from updp_hf.configuration_updp import UPDPConfig
 from updp_hf.core.cost import count_macs, count_parameters, measure_latency
 from updp_hf.core.plan import library_versions
 from updp_hf.inputs import example_inputs_of
@@ -27,9 +28,11 @@ __all__ = [
     "changed_arguments",
     "device_name",
     "digest_of_weights",
+    "latency_facts",
     "measure_costs",
     "model_facts",
     "report_in",
+    "report_of",
     "side_by_side",
 ]
 
@@ -56,8 +59,13 @@ class Cost:
         return {
             "parameters": f"{self.parameters / 1e6:.2f} M",
             "MACs per image": f"{self.macs / 1e6:.1f} M",
-            **{f"latency, batch {size}": f"{seconds * 1e3:.2f} ms" for size, seconds in (self.latency or {}).items()},
+            **latency_facts(self.latency or {}),
         }
+
+
+def latency_facts(seconds: Mapping[str, float]) -> dict[str, str]:
+    """Return latencies in seconds, by batch size, as people read them."""
+    return {f"latency, batch {size}": f"{value * 1e3:.2f} ms" for size, value in seconds.items()}
 
 
 @dataclass
@@ -126,14 +134,25 @@ def report_in(folder: str | Path, model: PreTrainedModel) -> Report:
             f"The report in {folder} is about other weights than those that lie there, so its figures are left out of "
             "the card."
         )
-    after, _ = measure_costs({"": model})
-    if not isinstance(model, UPDPForImageClassification):
-        return Report({"sites": []}, after[""], after[""], model_facts(model, model))
-    base = AutoModelForImageClassification.from_config(base_config(model.config)).to(model.dtype)
-    before, _ = measure_costs({"": base})
-    plan = model.config.plan or {"sites": []}
-    blocks = blocks_of(base)
-    return Report(plan, before[""], after[""], model_facts(base, model), blocks, model.config.merge_error, weights=None)
+    return report_of(model)
+
+
+def report_of(merged: PreTrainedModel, batch_sizes: Sequence[int] = ()) -> Report:
+    """Return what a merged model itself tells: what was pruned, and what it costs beside its unpruned skeleton."""
+    if merged.config.model_type != UPDPConfig.model_type:
+        (cost,) = measure_costs({"": merged})[0].values()
+        return Report({"sites": []}, cost, cost, model_facts(merged, merged))
+    base = AutoModelForImageClassification.from_config(base_config(merged.config)).to(merged.device, merged.dtype)
+    costs, conditions = measure_costs({"before": base, "after": merged}, batch_sizes)
+    return Report(
+        plan=merged.config.plan or {"sites": []},
+        before=costs["before"],
+        after=costs["after"],
+        model=model_facts(base, merged),
+        blocks=blocks_of(base),
+        merge_error=merged.config.merge_error,
+        latency_conditions=conditions,
+    )
 
 
 def model_facts(base: nn.Module, merged: nn.Module) -> dict[str, str]:
