@@ -1,7 +1,6 @@
 """Write the measured tables of the README from the files that runs left in `model_cards/`."""
 
 import json
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,45 +17,30 @@ ROOT = Path(__file__).parent.parent
 CARDS = ROOT / "model_cards"
 BEGIN, END = "<!-- measured: begin -->\n", "<!-- measured: end -->\n"
 
-SHARE = "{mean:.1%}"
-SPREAD = f"{SHARE} ({{low:.1%}}–{{high:.1%}})"
-ROWS: list[tuple[str, str, Callable[[Report], float]]] = [
-    ("blocks pruned", "{mean:.0f}", lambda report: len(report.plan["sites"])),
-    ("accuracy, baseline", SHARE, lambda report: report.metrics_before["accuracy"]),
-    ("accuracy, pruned with UPDP", SHARE, lambda report: report.metrics_after["accuracy"]),
-    ("accuracy, pruned without training", SHARE, lambda report: report.metrics_without_training["accuracy"]),
-    ("parameters, pruned / baseline", "{mean:.2f}", lambda report: report.after.parameters / report.before.parameters),
-    ("MACs, pruned / baseline", "{mean:.2f}", lambda report: report.after.macs / report.before.macs),
-    ("speed-up, batch 1", "{mean:.2f}×", lambda report: speed_up(report, "1")),
-    ("speed-up, batch 256", "{mean:.2f}×", lambda report: speed_up(report, "256")),
-    ("merge error, relative, largest", "{high:.0e}", lambda report: report.merge_error),
+ROWS: list[tuple[str, Callable[[Report], str]]] = [
+    ("blocks pruned", lambda report: str(len(report.plan["sites"]))),
+    ("accuracy, baseline", lambda report: f"{report.metrics_before['accuracy']:.1%}"),
+    ("accuracy, pruned with UPDP", lambda report: f"{report.metrics_after['accuracy']:.1%}"),
+    ("accuracy, pruned without training", lambda report: f"{report.metrics_without_training['accuracy']:.1%}"),
+    ("parameters, pruned / baseline", lambda report: f"{report.after.parameters / report.before.parameters:.2f}"),
+    ("MACs, pruned / baseline", lambda report: f"{report.after.macs / report.before.macs:.2f}"),
+    ("speed-up, batch 1", lambda report: speed_up(report, "1")),
+    ("speed-up, batch 256", lambda report: speed_up(report, "256")),
+    ("merge error, relative", lambda report: f"{report.merge_error:.0e}"),
 ]
 
 
-def speed_up(report: Report, batch_size: str) -> float:
-    return report.before.latency[batch_size] / report.after.latency[batch_size]
+def speed_up(report: Report, batch_size: str) -> str:
+    return f"{report.before.latency[batch_size] / report.after.latency[batch_size]:.2f}×"
 
 
-def digits_reports() -> dict[str, list[Report]]:
-    """Return the reports of the digits recipe, one for each seed, by model."""
-    reports: dict[str, list[Report]] = {}
-    for file in sorted(CARDS.glob("digits_*/seed-*.json")):
-        report = Report.from_dict(json.loads(file.read_text(encoding="utf-8")))
-        reports.setdefault(file.parent.name.removeprefix("digits_"), []).append(report)
-    if len({str([report.latency_conditions, report.versions]) for runs in reports.values() for report in runs}) > 1:
+def digits_reports() -> dict[str, Report]:
+    """Return the reports of the digits recipe by model."""
+    folders = sorted(folder for folder in CARDS.glob("digits_*") if folder.is_dir())
+    reports = {folder.name.removeprefix("digits_"): Report.load(folder) for folder in folders}
+    if len({str([report.latency_conditions, report.versions, report.seed]) for report in reports.values()}) > 1:
         raise ValueError("The reports in `model_cards/` were measured under different conditions: measure them again.")
     return reports
-
-
-def facts(reports: list[Report]) -> dict[str, str]:
-    """Return each fact over all seeds."""
-    values = {row: [fact(report) for report in reports] for row, _, fact in ROWS}
-    return {
-        row: (SPREAD if form == SHARE and len(reports) > 1 else form).format(
-            mean=statistics.fmean(values[row]), low=min(values[row]), high=max(values[row])
-        )
-        for row, form, _ in ROWS
-    }
 
 
 def measured_section() -> str:
@@ -70,20 +54,19 @@ def measured_section() -> str:
 
 def digits_part() -> list[str]:
     reports = digits_reports()
-    first, *_ = (report for runs in reports.values() for report in runs)
-    seeds = sorted({report.seed for runs in reports.values() for report in runs})
-    listed = ", ".join(map(str, seeds))
-    means = f"Means over the seeds {listed}, in brackets the least and the greatest."
-    means = means if len(seeds) > 1 else f"One run each, seed {listed}."
+    first = next(iter(reports.values()))
     conditions = first.latency_conditions
+    cards = ", ".join(f"[{name}](model_cards/digits_{name}/README.md)" for name in reports)
     text = f"""
-        **Digits**: `accelerate launch recipes/digits.py --model MODEL --seed N`, small networks trained from scratch,
-        half of their blocks pruned. {means} Accuracy on 450 held-out images. Latency:
+        **Digits**: `accelerate launch recipes/digits.py --model MODEL`, small networks trained from scratch,
+        half of their blocks pruned. One run each, seed {first.seed}. Accuracy on {first.evaluated_on["images"]}
+        held-out images. Latency:
         {conditions["statistic"]}; {conditions["device"]}, {conditions["dtype"]}, {conditions["mode"]},
         {conditions["threads"]} thread, torch {first.versions["torch"]}, transformers {first.versions["transformers"]}.
         Small images: it shows that the whole way works, and promises nothing for
-        yours."""
-    return [paragraph(text), side_by_side({name: facts(runs) for name, runs in reports.items()})]
+        yours. Their cards: {cards}."""
+    table = {name: {row: fact(report) for row, fact in ROWS} for name, report in reports.items()}
+    return [paragraph(text), side_by_side(table)]
 
 
 def selectors_part() -> list[str]:

@@ -99,7 +99,7 @@ def test_fresh_process_needs_our_import_and_nothing_else(folders, tmp_path):
     )
     assert run.returncode == 0, run.stderr
     found = json.loads((folder / "found.json").read_text())
-    assert "`updp`" in found["refused"]
+    assert "trust_remote_code=True" in found["refused"]
     model = UPDPForImageClassification.from_pretrained(folder)
     expected = logits(model, processor(image, return_tensors="pt"))[0]
     assert torch.allclose(torch.tensor(found["logits"]), expected, rtol=1e-5, atol=1e-6)

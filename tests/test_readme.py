@@ -18,6 +18,8 @@ def blocks(language: str) -> list[str]:
 
 def test_examples_run_one_after_another(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    pushes = []
+    monkeypatch.setattr("updp_hf.trainer.push_folder", lambda folder, *_, **__: pushes.append(str(folder)))
     vit(num_hidden_layers=7).save_pretrained("checkpoint")
     ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained("checkpoint")
     images = RandomImages(16)
@@ -34,6 +36,7 @@ def test_examples_run_one_after_another(tmp_path, monkeypatch):
         exec(compile(block, "README.md", "exec"), names)
     assert {"deit-small-p6", "deit-small-untrained-p3"} <= {folder.name for folder in tmp_path.iterdir()}
     assert len(names["trainer"].plan.sites) == 6
+    assert pushes == ["deit-small-p6"]
 
 
 def test_the_two_commands_are_printed():

@@ -2,6 +2,7 @@ import json
 import math
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F  # noqa: N812
 import transformers.trainer
+from huggingface_hub import ModelCard
 from tiny_training import (
     STEPS,
     Lambdas,
@@ -52,7 +54,11 @@ from updp_hf.inputs import example_inputs_of, logits_of
 from updp_hf.merging import MergeError
 from updp_hf.surgery import plan_of
 
-SAVED = {"config.json", "model.safetensors", "updp_report.json"}
+SAVED = {
+    *("config.json", "model.safetensors", "updp_report.json"),
+    *("configuration_updp.py", "layout_updp.py", "modeling_updp.py"),
+    *("README.md", "before_after.png", "blocks.png", "schedule.png"),
+}
 
 
 def names(folder: Path) -> set[str]:
@@ -238,14 +244,16 @@ def test_a_model_that_came_from_no_folder_is_saved_anywhere(tmp_path, monkeypatc
 
 
 class _Hub:
+    """What the Hub is asked for. The tests in `hub/` push to one that answers."""
+
     def __init__(self):
-        self.uploads = []
+        self.pushes = []
 
     def create_repo(self, name, **kwargs):
         return type("RepoUrl", (), {"repo_id": name})()
 
-    def upload(self, *, folder_path, **kwargs):
-        self.uploads.append((names(Path(folder_path)), kwargs))
+    def push(self, folder, repo_id, **options):
+        self.pushes.append((folder, repo_id, options))
         return "done"
 
 
@@ -253,27 +261,50 @@ class _Hub:
 def hub(monkeypatch):
     hub = _Hub()
     monkeypatch.setattr(transformers.trainer, "hf_api", lambda: hub)
-    monkeypatch.setattr(updp_hf.trainer, "upload_folder", hub.upload)
+    monkeypatch.setattr(updp_hf.trainer, "push_folder", hub.push)
     return hub
 
 
-def test_only_the_merged_model_is_pushed(tmp_path, hub):
+def test_the_arguments_say_how_is_pushed(tmp_path, hub):
     run = trainer(
         tmp_path,
-        processing_class=ViTImageProcessor(size={"height": 16, "width": 16}),
         push_to_hub=True,
         hub_strategy="end",
         hub_model_id="me/pruned",
         hub_token="secret",
+        hub_private_repo=True,
         save_strategy="steps",
         save_steps=4,
     )
     run.train()
-    assert hub.uploads == []
+    assert hub.pushes == []
     assert run.push_to_hub(commit_message="Pruned", revision="small") == "done"
-    files, kwargs = hub.uploads.pop()
-    assert files == {*SAVED, "preprocessor_config.json"}
-    assert kwargs == {"repo_id": "me/pruned", "commit_message": "Pruned", "token": "secret", "revision": "small"}
+    options = {"private": True, "token": "secret", "revision": "small", "commit_message": "Pruned"}
+    assert hub.pushes.pop() == (tmp_path, "me/pruned", options)
+    assert names(tmp_path) > SAVED
+
+
+def test_what_was_saved_is_pushed_as_it_lies(tmp_path, hub):
+    run = trainer(tmp_path, hub_model_id="me/pruned")
+    run.train()
+    run.save_model()
+    report = replace(Report.load(tmp_path), metrics_without_training={"accuracy": 0.5})
+    report.save(tmp_path)
+    run.push_to_hub()
+    assert Report.load(tmp_path) == report
+    run.push_to_hub(license="mit", dataset="noise", dataset_tags="me/noise", tags="tiny", finetuned_from="you/vit")
+    changed = Report.load(tmp_path)
+    assert changed.metrics_without_training == {"accuracy": 0.5}
+    head = ModelCard.load(tmp_path / "README.md").data
+    assert (head.license, head.datasets, head.base_model) == ("mit", ["me/noise"], "you/vit")
+    assert "tiny" in head.tags
+    assert [push[1] for push in hub.pushes] == ["me/pruned"] * 2
+
+
+def test_pushing_need_not_be_waited_for(tmp_path, hub):
+    run = trainer(tmp_path, hub_model_id="me/pruned")
+    run.train()
+    assert run.push_to_hub(blocking=False).result() == "done"
 
 
 def test_an_unfinished_model_is_not_pushed(tmp_path, hub):
@@ -282,7 +313,7 @@ def test_an_unfinished_model_is_not_pushed(tmp_path, hub):
     next(gate for _, gate in gates(run.model)).set_lambda_(0.0)
     with pytest.raises(MergeError, match="not closed"):
         run.push_to_hub()
-    assert hub.uploads == []
+    assert hub.pushes == []
 
 
 # stopping and going on

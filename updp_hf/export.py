@@ -1,0 +1,313 @@
+"""A merged model as an ONNX file that was checked against PyTorch, and what it takes beside it."""
+
+import os
+import platform
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers.utils import CONFIG_NAME, logging
+
+from updp_hf.core.cost import measure_latency
+from updp_hf.inputs import image_shape_of, logits_of
+
+__all__ = ["ExportError", "OnnxExport", "export_onnx"]
+
+logger = logging.get_logger(__name__)
+
+ONNX_FILE = Path("onnx") / "model.onnx"
+TOLERANCE = 1e-4
+"""Largest difference between the logits of ONNX Runtime and PyTorch, relative to the largest logit."""
+
+CHECKED_BATCH_SIZES = (1, 2, 5)
+LARGEST_FILE = 2**31 - 2**26
+"""Bytes of weights that one file may hold: protobuf ends at 2 GB, and the graph needs some of it."""
+
+EAGER, COMPILED, RUNTIME = "PyTorch eager", "PyTorch compiled", "ONNX Runtime"
+
+
+class ExportError(ValueError):
+    """The model cannot be exported, or the exported file does not compute what the model does."""
+
+
+@dataclass(frozen=True)
+class OnnxExport:
+    """An ONNX file and what was measured of it."""
+
+    file: Path
+    opset: int
+    difference: float  # largest one to PyTorch's logits in float32, relative to the largest logit
+    latency: dict[str, dict[str, float]] = field(default_factory=dict)  # median seconds by runtime and batch size
+    conditions: dict[str, Any] = field(default_factory=dict)  # under which the latency was measured
+
+    def columns(self) -> dict[str, dict[str, str]]:
+        """Return the latencies as people read them, by runtime; one that was not measured has none."""
+        return {
+            name: {f"latency, batch {size}": f"{seconds * 1e3:.2f} ms" for size, seconds in medians.items()}
+            for name, medians in self.latency.items()
+        }
+
+
+class _Libraries(NamedTuple):
+    """What the extra `onnx` installs."""
+
+    onnx: ModuleType
+    onnxruntime: ModuleType
+
+
+def export_onnx(folder: str | Path, *, batch_sizes: Sequence[int] = (1, 8), rounds: int = 15) -> OnnxExport:
+    """Export the model in `folder` to `onnx/model.onnx` inside it, in float32 and for batches of any size.
+
+    The images have the size that the processor in `folder` makes, else the one that the model was made for. The file
+    appears when ONNX Runtime has given the logits that PyTorch gives; an earlier one stays until then.
+
+    Args:
+        folder: where `save_pretrained` has put an image classifier, a pruned one or any other.
+        batch_sizes: the batch sizes to measure latency at on the CPU; none measures no latency.
+        rounds: how often each runtime runs at each batch size, the runtimes in turn.
+
+    Raises:
+        ExportError: there is no image classifier in `folder`, it cannot be exported, or the logits differ.
+        ImportError: a library of the extra `onnx` is missing.
+        ValueError: the files in `folder` are no merged model, or damaged.
+    """
+    libraries = _libraries()
+    folder = Path(folder)
+    model = _load(folder)
+    shape = _image_shape(folder, model)
+    _refuse_wrong_shape(model, shape)
+    target = folder / ONNX_FILE
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as unfinished:
+        file = Path(unfinished) / target.name
+        _write(model, shape, file)
+        opset = _opset(libraries, file)
+        session = _Session(libraries, file)
+        difference = _largest_difference(model, session, shape)
+        logger.info("Exported: logits differ by %.1e of the largest one.", difference)
+        latency = _latency(model, session, shape, batch_sizes, rounds) if batch_sizes else {}
+        del session  # some systems move no file that is open
+        _move(Path(unfinished), target)
+    return OnnxExport(target, opset, difference, latency, _conditions(rounds) if batch_sizes else {})
+
+
+def _libraries() -> _Libraries:
+    """Import what an export needs.
+
+    Raises:
+        ImportError: some of it is not installed.
+    """
+    try:
+        import_module("onnxscript")  # torch uses it
+        return _Libraries(import_module("onnx"), import_module("onnxruntime"))
+    except ImportError as error:
+        raise ImportError(
+            f"Exporting to ONNX needs onnx, onnxscript and onnxruntime ({error}): `pip install 'updp-hf[onnx]'`."
+        ) from error
+
+
+def _load(folder: Path) -> PreTrainedModel:
+    """Load the classifier in float32, the precision that every runtime has.
+
+    Raises:
+        ExportError: there is none, or weights of it are missing, as those of the head of a feature extractor are.
+    """
+    if not (folder / CONFIG_NAME).is_file():
+        raise ExportError(f"{folder} holds no {CONFIG_NAME}: give the folder that a model was saved in.")
+    model, info = AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    missing = sorted(map(str, info["missing_keys"]))
+    if missing:
+        raise ExportError(
+            f"The model in {folder} has no weights for {', '.join(missing[:3])}, so it gives no logits: train it as an "
+            "image classifier first."
+        )
+    loaded: PreTrainedModel = model.eval()
+    return loaded
+
+
+def _image_shape(folder: Path, model: nn.Module) -> tuple[int, int, int]:
+    """Return `(channels, height, width)` of the images that the model is going to see."""
+    channels, height, width = image_shape_of(model)
+    try:
+        processor = AutoImageProcessor.from_pretrained(folder)
+    except (OSError, ValueError):  # there is none
+        return channels, height, width
+    image = np.zeros((2 * height, 2 * width, 3), dtype=np.uint8)
+    height, width = processor(image, return_tensors="pt")["pixel_values"].shape[2:]
+    return channels, height, width
+
+
+@torch.no_grad()
+def _refuse_wrong_shape(model: nn.Module, shape: Sequence[int]) -> None:
+    """Refuse a model that does not take images of `shape`, before the exporter says so in its own words.
+
+    Raises:
+        ExportError: it does not.
+    """
+    try:
+        logits_of(model, {"pixel_values": _images(shape, 1)})
+    except Exception as error:  # each model has its own
+        raise ExportError(
+            f"{type(model).__name__} does not classify images of {' × '.join(map(str, shape))}, which is what the "
+            f"processor in its folder makes ({_first_line(error)}): save the processor that belongs to the model."
+        ) from error
+
+
+class _Logits(nn.Module):
+    """The model as a function of its images alone."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return logits_of(self.model, {"pixel_values": pixel_values})
+
+
+class _Session(nn.Module):
+    """A session of ONNX Runtime, called as a model is, with as many threads as torch has."""
+
+    def __init__(self, libraries: _Libraries, file: Path):
+        super().__init__()
+        options = libraries.onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3  # errors
+        self.session = libraries.onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return torch.from_numpy(self.session.run(["logits"], {"pixel_values": pixel_values.numpy()})[0])
+
+
+def _images(shape: Sequence[int], batch_size: int) -> Tensor:
+    return torch.randn(batch_size, *shape, generator=torch.Generator().manual_seed(batch_size))
+
+
+def _write(model: nn.Module, shape: Sequence[int], file: Path) -> None:
+    """Write the model to `file`, with its weights in a file beside it only if one cannot hold them.
+
+    Raises:
+        ExportError: the exporter fails.
+    """
+    images = _images(shape, 2)  # a batch of 1 would be taken for a constant
+    size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    with warnings.catch_warnings():
+        # Remarks on how torch's own code is to change.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)
+        try:
+            torch.onnx.export(
+                _Logits(model).eval(),
+                (images,),
+                file,
+                input_names=["pixel_values"],
+                output_names=["logits"],
+                dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch")}},
+                dynamo=True,
+                external_data=size > LARGEST_FILE,
+                verbose=False,
+            )
+        except Exception as error:  # whatever happens inside of torch
+            raise ExportError(
+                f"torch cannot export {type(model).__name__} to ONNX ({_first_line(error.__cause__ or error)}): try a "
+                "newer version of torch and onnxscript, or report this model."
+            ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    """Return what kind of error it is and the first line of what it says."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
+
+
+def _opset(libraries: _Libraries, file: Path) -> int:
+    """Check that `file` is valid ONNX and return the version of its operators.
+
+    Raises:
+        ExportError: it is not valid.
+    """
+    try:
+        libraries.onnx.checker.check_model(file, full_check=True)
+    except libraries.onnx.checker.ValidationError as error:
+        raise ExportError(f"The exported file is no valid ONNX ({_first_line(error)}): report this model.") from error
+    graph = libraries.onnx.load(file, load_external_data=False)
+    return next(int(used.version) for used in graph.opset_import if used.domain in ("", "ai.onnx"))
+
+
+@torch.no_grad()
+def _largest_difference(model: nn.Module, session: nn.Module, shape: Sequence[int]) -> float:
+    """Return the largest difference of the logits, relative to the largest logit, over batches of several sizes.
+
+    Raises:
+        ExportError: it is larger than rounding explains.
+    """
+    largest = 0.0
+    for size in CHECKED_BATCH_SIZES:
+        images = _images(shape, size)
+        expected, found = logits_of(model, {"pixel_values": images}), session(pixel_values=images)
+        if found.shape != expected.shape:
+            raise ExportError(
+                f"The exported logits are of shape {tuple(found.shape)}, PyTorch's of {tuple(expected.shape)}: report "
+                "this model."
+            )
+        scale = expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny)
+        difference = float((found - expected).abs().max() / scale)
+        if not difference <= TOLERANCE:
+            raise ExportError(
+                f"The exported logits differ by {difference:.1e} of the largest one in a batch of {size}, expected at "
+                f"most {TOLERANCE:.0e}: report this model."
+            )
+        largest = max(largest, difference)
+    return largest
+
+
+def _latency(
+    model: nn.Module, session: nn.Module, shape: Sequence[int], batch_sizes: Sequence[int], rounds: int
+) -> dict[str, dict[str, float]]:
+    """Measure the runtimes beside one another."""
+    batches = [{"pixel_values": _images(shape, size)} for size in batch_sizes]
+    runtimes: dict[str, nn.Module] = {EAGER: model, RUNTIME: session}
+    compiled = _compiled(model, batches)
+    if compiled is not None:
+        runtimes[COMPILED] = compiled
+    medians = measure_latency(runtimes, batches, rounds=rounds)
+    return {name: dict(zip(map(str, batch_sizes), times, strict=True)) for name, times in medians.items()}
+
+
+def _compiled(model: nn.Module, batches: Sequence[Mapping[str, Tensor]]) -> nn.Module | None:
+    """Compile `model` for each of `batches`, None if it cannot be: it needs a C compiler, for example."""
+    try:
+        # For each size its own code, as fast as it gets: the sizes are few.
+        compiled: nn.Module = torch.compile(model, dynamic=False)
+        with torch.inference_mode(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # advice on faster settings
+            for batch in batches:
+                compiled(**batch)
+    except Exception as error:  # whatever happens inside of torch
+        logger.warning("%s: not measured, since torch.compile fails (%s).", COMPILED, _first_line(error))
+        return None
+    return compiled
+
+
+def _conditions(rounds: int) -> dict[str, Any]:
+    return {
+        "device": f"cpu ({platform.machine()}, {os.cpu_count()} cores)",
+        "dtype": "float32",
+        "threads": torch.get_num_threads(),
+        "rounds": rounds,
+        "statistic": "median, the runtimes in turn",
+    }
+
+
+def _move(unfinished: Path, target: Path) -> None:
+    """Put the file in its place, what lies beside it first."""
+    target.parent.mkdir(exist_ok=True)
+    for file in sorted(unfinished.iterdir(), key=lambda file: file.name == target.name):
+        os.replace(file, target.parent / file.name)
