@@ -17,6 +17,7 @@ from updp_hf.card import CARD_NAME, PICTURES, write_card
 from updp_hf.configuration_updp import UPDPConfig
 from updp_hf.core.plan import Plan, PlanError
 from updp_hf.modeling_updp import base_config, updp_config
+from updp_hf.processors import ordinary_processor
 from updp_hf.report import REPORT_NAME, Report, digest_of_weights
 from updp_hf.surgery import gate_, plan_of
 
@@ -29,12 +30,13 @@ __all__ = [
     "refuse_occupied",
     "save_checkpoint",
     "save_merged",
+    "save_processor",
 ]
 
 MERGED_FILES = (
     *(CONFIG_NAME, SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, "model-*-of-*.safetensors", IMAGE_PROCESSOR_NAME),
     *("configuration_updp.py", "layout_updp.py", "modeling_updp.py"),
-    *(REPORT_NAME, CARD_NAME, *PICTURES, "onnx/model.onnx"),
+    *(REPORT_NAME, CARD_NAME, *PICTURES, "onnx/model.onnx", "onnx/model.onnx.data"),
 )
 """The files of a merged model, as patterns: what is published of a folder."""
 
@@ -138,9 +140,16 @@ def save_merged(merged: nn.Module, folder: Path, processing_class: Any, report: 
     with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as unfinished:
         merged.save_pretrained(unfinished)
         if processing_class is not None:
-            processing_class.save_pretrained(unfinished)
+            save_processor(processing_class, Path(unfinished))
         report = replace(report, weights=digest_of_weights(unfinished))
         report.save(unfinished)
         for file in Path(unfinished).iterdir():
             os.replace(file, folder / file.name)
     write_card(report, folder, repo_id)
+
+
+def save_processor(processing_class: Any, folder: Path) -> None:
+    """Save what prepares the images, as an ordinary image processor where it is timm's."""
+    processor = ordinary_processor(processing_class)
+    if processor is not None:
+        processor.save_pretrained(folder)

@@ -1,20 +1,27 @@
 """To the Hub: the files of a merged model and nothing else, in one commit that is whole or not there."""
 
+import json
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalTokenNotFoundError,
+    RepositoryNotFoundError,
+)
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # exported lazily
 from transformers import AutoModelForImageClassification, PreTrainedModel
-from transformers.utils import CONFIG_NAME, cached_file, logging
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, cached_file, logging
 
 from updp_hf.card import CARD_NAME, is_generated, write_card
-from updp_hf.files import MERGED_FILES, is_training_checkpoint
+from updp_hf.files import MERGED_FILES, is_training_checkpoint, save_processor
 from updp_hf.modeling_updp import UPDPForImageClassification
 from updp_hf.report import REPORT_NAME, Report, report_in
 
@@ -61,25 +68,18 @@ def push_folder(
         ValueError: `folder` holds no merged model.
     """
     folder = Path(folder)
-    report = report_in(folder, _loaded(folder))
-    message = commit_message or "Add pruned model"
-    try:
-        api = HfApi(token=token)
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if revision is not None:
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
-        with tempfile.TemporaryDirectory() as staged:
-            files = _files(folder, report, repo_id, Path(staged))
-            for attempt in range(1, ATTEMPTS + 1):
-                try:
-                    return _commit(api, repo_id, files, revision, message, commit_description, create_pr)
-                except HfHubHTTPError as error:
-                    if _status(error) != 412 or attempt == ATTEMPTS:
-                        raise
-                    logger.info("Somebody else pushed to %s meanwhile: once more.", repo_id)
-    except (HfHubHTTPError, httpx.TransportError, OSError) as error:
-        raise HubError(f"{_explained(error, repo_id)} The model in {folder} is whole: push it again then.") from error
-    raise AssertionError
+    return _push(
+        folder,
+        report_in(folder, _loaded(folder)),
+        repo_id,
+        f"The model in {folder} is whole",
+        private=private,
+        token=token,
+        revision=revision,
+        commit_message=commit_message,
+        commit_description=commit_description,
+        create_pr=create_pr,
+    )
 
 
 def push_model(
@@ -107,24 +107,23 @@ def push_model(
         folder = Path(scratch)
         model.save_pretrained(folder, max_shard_size=max_shard_size)
         if processing_class is not None:
-            processing_class.save_pretrained(folder)
-        for name in (REPORT_NAME, "preprocessor_config.json"):
+            save_processor(processing_class, folder)
+        for name in (REPORT_NAME, IMAGE_PROCESSOR_NAME):
             if not (folder / name).exists() and (found := _beside(model, name, options.get("token"))) is not None:
                 shutil.copyfile(found, folder / name)
         report = report_in(folder, model)
-        tags = [tags] if isinstance(tags, str) else tags or []
-        replace(report, metadata={**report.metadata, "tags": [*report.metadata.get("tags", []), *tags]}).save(folder)
-        return push_folder(folder, repo_id, **options)
+        tags = [*report.metadata.get("tags", []), *([tags] if isinstance(tags, str) else tags or [])]
+        report = replace(report, metadata={**report.metadata, "tags": tags})
+        return _push(folder, report, repo_id, "The model is as it was", **options)
 
 
 def _beside(model: PreTrainedModel, name: str, token: str | bool | None) -> str | None:
     """Return the file `name` that lies where `model` was loaded from, None if there is none."""
     source = model.config.name_or_path
-    if not source:
+    try:
+        found: str | None = cached_file(source, name, revision=getattr(model.config, "_commit_hash", None), token=token)
+    except (OSError, ValueError):  # no such file, or the model was not loaded but made
         return None
-    revision = getattr(model.config, "_commit_hash", None)
-    options = {"revision": revision, "token": token, "_raise_exceptions_for_missing_entries": False}
-    found: str | None = cached_file(source, name, _raise_exceptions_for_connection_errors=False, **options)
     return found
 
 
@@ -144,6 +143,51 @@ def _loaded(folder: Path) -> PreTrainedModel:
     return model
 
 
+def _push(
+    folder: Path,
+    report: Report,
+    repo_id: str,
+    safe: str,
+    *,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+    create_pr: bool = False,
+) -> CommitInfo:
+    """Upload `folder` with a card of `report`; `safe` says in an error that nothing is lost."""
+    api = HfApi(token=token)
+    with _explained(repo_id, safe):
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if private and not api.repo_info(repo_id).private:
+            raise HubError(
+                f"{repo_id} is there and public, but a private one was asked for: take another name. {safe}."
+            )
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+    with tempfile.TemporaryDirectory() as staged:
+        files = _files(folder, report, repo_id, Path(staged))
+        with _explained(repo_id, safe):
+            for attempt in range(1, ATTEMPTS + 1):
+                head = api.repo_info(repo_id, revision=revision).sha
+                try:
+                    return api.create_commit(
+                        repo_id,
+                        _operations(api, repo_id, head, files),
+                        commit_message=commit_message or "Add pruned model",
+                        commit_description=commit_description,
+                        revision=revision,
+                        create_pr=create_pr,
+                        parent_commit=head,  # else two pushes at once could leave a mixture of both
+                    )
+                except HfHubHTTPError as error:
+                    if _status(error) != 412 or attempt == ATTEMPTS:
+                        raise
+                    logger.info("Somebody else pushed to %s meanwhile: once more.", repo_id)
+    raise AssertionError
+
+
 def _files(folder: Path, report: Report, repo_id: str, staged: Path) -> dict[str, Path]:
     """Return the files to publish by their path in the repository. The card is written anew, for this repository."""
     files = {
@@ -161,39 +205,31 @@ def _files(folder: Path, report: Report, repo_id: str, staged: Path) -> dict[str
     return files | {path.name: path for path in staged.iterdir()}
 
 
-def _commit(
-    api: HfApi,
-    repo_id: str,
-    files: dict[str, Path],
-    revision: str | None,
-    message: str,
-    description: str | None,
-    create_pr: bool,
-) -> CommitInfo:
-    head = api.repo_info(repo_id, revision=revision).sha
+def _operations(
+    api: HfApi, repo_id: str, head: str | None, files: dict[str, Path]
+) -> list[CommitOperationAdd | CommitOperationDelete]:
+    """Return what makes the repository hold `files`, and no other weights, pictures or exports of an earlier push."""
     there = api.list_repo_files(repo_id, revision=head)
-    stale = [name for name in there if name not in files and any(fnmatch(name, p) for p in MERGED_FILES)]
-    if CARD_NAME in files and is_generated(files[CARD_NAME]) and _has_own_card(api, repo_id, head):
-        logger.warning(f"The card of {repo_id} was edited by hand, so it stays as it is.")
-        files = {name: path for name, path in files.items() if name != CARD_NAME}
+    mine = [name for name in there if any(fnmatch(name, pattern) for pattern in MERGED_FILES)]
+    stale = set(mine) - set(files) - {CARD_NAME, IMAGE_PROCESSOR_NAME}
+    if CARD_NAME in there and CARD_NAME in files and is_generated(files[CARD_NAME]):
+        card = api.hf_hub_download(repo_id, CARD_NAME, revision=head)
+        if not is_generated(Path(card)):
+            logger.warning(f"The card of {repo_id} was edited by hand, so it stays as it is.")
+            files = {name: path for name, path in files.items() if name != CARD_NAME}
     additions = [CommitOperationAdd(name, path) for name, path in sorted(files.items())]
-    return api.create_commit(
-        repo_id,
-        [*additions, *(CommitOperationDelete(name) for name in stale if name != CARD_NAME)],
-        commit_message=message,
-        commit_description=description,
-        revision=revision,
-        create_pr=create_pr,
-        parent_commit=head,  # else two pushes at once could leave a mixture of both
-    )
+    return [*additions, *(CommitOperationDelete(name) for name in sorted(stale))]
 
 
-def _has_own_card(api: HfApi, repo_id: str, revision: str | None) -> bool:
+@contextmanager
+def _explained(repo_id: str, safe: str) -> Iterator[None]:
+    """Raise as `HubError` whatever the Hub, or the way to it, did not let through."""
     try:
-        card = api.hf_hub_download(repo_id, CARD_NAME, revision=revision)
-    except EntryNotFoundError:
-        return False
-    return not is_generated(Path(card))
+        yield
+    except (HfHubHTTPError, httpx.TransportError, OSError, RuntimeError, json.JSONDecodeError) as error:
+        # The client wraps what happens while it uploads weights, and parses some answers before it checks them.
+        cause = error.__cause__ if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception) else error
+        raise HubError(f"{_reason(cause, repo_id)} {safe}: push it again then.") from error
 
 
 def _status(error: Exception) -> int | None:
@@ -201,10 +237,10 @@ def _status(error: Exception) -> int | None:
     return None if response is None else int(response.status_code)
 
 
-def _explained(error: Exception, repo_id: str) -> str:
+def _reason(error: Exception, repo_id: str) -> str:
     """Return what happened and what to do, as a sentence."""
     status = _status(error)
-    if status == 401:
+    if status == 401 or isinstance(error, LocalTokenNotFoundError):
         return "The Hub does not accept the token, or there is none (401): run `hf auth login`, or pass `token`."
     if status == 403:
         return f"The token may not write to {repo_id} (403): use one with write permission, or a repository of yours."
