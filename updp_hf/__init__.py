@@ -1,12 +1,14 @@
 """Make a vision checkpoint faster by removing depth, inside the Hugging Face Trainer.
 
-Importing the package registers the pruned models with `AutoConfig` and `AutoModelForImageClassification`.
+Importing the package makes pruned models known to `AutoConfig`, `AutoModelForImageClassification` and, those that came
+from timm, to `timm.create_model`.
 """
 
 from importlib.metadata import version
 
 from transformers import AutoConfig, AutoModelForImageClassification
 
+import updp_hf.timm_models  # noqa: F401  # registers
 from updp_hf.calibration import calibrate_, recalibrate_batch_norms_
 from updp_hf.callback import UPDPCallback
 from updp_hf.configuration_updp import UPDPConfig
@@ -16,6 +18,7 @@ from updp_hf.core.cost import LatencyTable
 from updp_hf.core.plan import Plan
 from updp_hf.core.policy import ramp
 from updp_hf.core.sites import Form, Site
+from updp_hf.hub import HubError, push_folder
 from updp_hf.merging import merge
 from updp_hf.metrics import Accuracy, TopKAccuracy, compute_accuracy
 from updp_hf.modeling_updp import UPDPForImageClassification
@@ -30,6 +33,7 @@ __all__ = [
     "Accuracy",
     "Budget",
     "Form",
+    "HubError",
     "LatencyTable",
     "Plan",
     "Report",
@@ -48,6 +52,7 @@ __all__ = [
     "gate_",
     "merge",
     "prune",
+    "push_folder",
     "ramp",
     "recalibrate_batch_norms_",
     "register_closable",

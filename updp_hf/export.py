@@ -1,11 +1,10 @@
 """A merged model as an ONNX file that was checked against PyTorch, and what it takes beside it."""
 
 import os
-import platform
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +18,7 @@ from transformers.utils import CONFIG_NAME, logging
 
 from updp_hf.core.cost import measure_latency
 from updp_hf.inputs import image_shape_of, logits_of
+from updp_hf.report import device_name, latency_facts
 
 __all__ = ["ExportError", "OnnxExport", "export_onnx"]
 
@@ -49,12 +49,13 @@ class OnnxExport:
     latency: dict[str, dict[str, float]] = field(default_factory=dict)  # median seconds by runtime and batch size
     conditions: dict[str, Any] = field(default_factory=dict)  # under which the latency was measured
 
+    def facts(self) -> dict[str, Any]:
+        """Return what a report says of it."""
+        return {name: value for name, value in asdict(self).items() if name != "file"}
+
     def columns(self) -> dict[str, dict[str, str]]:
         """Return the latencies as people read them, by runtime; one that was not measured has none."""
-        return {
-            name: {f"latency, batch {size}": f"{seconds * 1e3:.2f} ms" for size, seconds in medians.items()}
-            for name, medians in self.latency.items()
-        }
+        return {name: latency_facts(medians) for name, medians in self.latency.items()}
 
 
 class _Libraries(NamedTuple):
@@ -198,27 +199,23 @@ def _write(model: nn.Module, shape: Sequence[int], file: Path) -> None:
     """
     images = _images(shape, 2)  # a batch of 1 would be taken for a constant
     size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-    with warnings.catch_warnings():
-        # Remarks on how torch's own code is to change.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.simplefilter("ignore", FutureWarning)
-        try:
-            torch.onnx.export(
-                _Logits(model).eval(),
-                (images,),
-                file,
-                input_names=["pixel_values"],
-                output_names=["logits"],
-                dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch")}},
-                dynamo=True,
-                external_data=size > LARGEST_FILE,
-                verbose=False,
-            )
-        except Exception as error:  # whatever happens inside of torch
-            raise ExportError(
-                f"torch cannot export {type(model).__name__} to ONNX ({_first_line(error.__cause__ or error)}): try a "
-                "newer version of torch and onnxscript, or report this model."
-            ) from error
+    try:
+        torch.onnx.export(
+            _Logits(model).eval(),
+            (images,),
+            file,
+            input_names=["pixel_values"],
+            output_names=["logits"],
+            dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch")}},
+            dynamo=True,
+            external_data=size > LARGEST_FILE,
+            verbose=False,
+        )
+    except Exception as error:  # whatever happens inside of torch
+        raise ExportError(
+            f"torch cannot export {type(model).__name__} to ONNX ({_first_line(error.__cause__ or error)}): try a "
+            "newer version of torch and onnxscript, or report this model."
+        ) from error
 
 
 def _first_line(error: BaseException) -> str:
@@ -235,7 +232,7 @@ def _opset(libraries: _Libraries, file: Path) -> int:
     """
     try:
         libraries.onnx.checker.check_model(file, full_check=True)
-    except libraries.onnx.checker.ValidationError as error:
+    except Exception as error:  # of the checker, of the inference of shapes, or of protobuf
         raise ExportError(f"The exported file is no valid ONNX ({_first_line(error)}): report this model.") from error
     graph = libraries.onnx.load(file, load_external_data=False)
     return next(int(used.version) for used in graph.opset_import if used.domain in ("", "ai.onnx"))
@@ -285,7 +282,7 @@ def _compiled(model: nn.Module, batches: Sequence[Mapping[str, Tensor]]) -> nn.M
     """Compile `model` for each of `batches`, None if it cannot be: it needs a C compiler, for example."""
     try:
         # For each size its own code, as fast as it gets: the sizes are few.
-        compiled: nn.Module = torch.compile(model, dynamic=False)
+        compiled: Any = torch.compile(model, dynamic=False)
         with torch.inference_mode(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # advice on faster settings
             for batch in batches:
@@ -293,12 +290,13 @@ def _compiled(model: nn.Module, batches: Sequence[Mapping[str, Tensor]]) -> nn.M
     except Exception as error:  # whatever happens inside of torch
         logger.warning("%s: not measured, since torch.compile fails (%s).", COMPILED, _first_line(error))
         return None
-    return compiled
+    wrapped: nn.Module = compiled
+    return wrapped
 
 
 def _conditions(rounds: int) -> dict[str, Any]:
     return {
-        "device": f"cpu ({platform.machine()}, {os.cpu_count()} cores)",
+        "device": device_name(torch.device("cpu")),
         "dtype": "float32",
         "threads": torch.get_num_threads(),
         "rounds": rounds,
@@ -307,7 +305,10 @@ def _conditions(rounds: int) -> dict[str, Any]:
 
 
 def _move(unfinished: Path, target: Path) -> None:
-    """Put the file in its place, what lies beside it first."""
+    """Put the file in its place, what lies beside it first, and take away weights that an earlier one had beside it."""
     target.parent.mkdir(exist_ok=True)
-    for file in sorted(unfinished.iterdir(), key=lambda file: file.name == target.name):
+    files = sorted(unfinished.iterdir(), key=lambda file: file.name == target.name)
+    for file in files:
         os.replace(file, target.parent / file.name)
+    if len(files) == 1:
+        target.with_name(f"{target.name}.data").unlink(missing_ok=True)
