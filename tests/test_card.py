@@ -21,6 +21,13 @@ from updp_hf.report import Cost
 ID = "someone/deit-p2"
 
 
+@pytest.fixture(autouse=True)
+def sketches(monkeypatch):
+    """Draw no pictures here, which takes its time; what is in them is tested elsewhere."""
+    for name in PICTURES:
+        monkeypatch.setitem(PICTURES, name, lambda report, file: file.write_bytes(b"a picture"))
+
+
 def full_report(**changes):
     """Return a report in which nothing is missing and no two numbers are the same."""
     facts = {
@@ -530,6 +537,21 @@ def test_a_card_that_was_edited_by_hand_stays(text, tmp_path, warnings_of_card):
     (warning,) = warnings_of_card
     assert "was edited by hand" in warning
     assert "--force" in warning
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<!-- This model card has been generated automatically according to the information the Trainer had -->\n",
+        "# Model Card for Model ID\nThis is a model. This model card has been automatically generated.\n",
+    ],
+)
+def test_a_card_that_transformers_generated_is_written_over(text, tmp_path, warnings_of_card):
+    file = tmp_path / "README.md"
+    file.write_text(text, encoding="utf-8")
+    write_card(full_report(), tmp_path, ID)
+    assert file.read_text(encoding="utf-8") == render_card(full_report(), ID)
+    assert warnings_of_card == []
 
 
 def test_without_its_comment_a_card_counts_as_edited_by_hand(tmp_path):

@@ -325,12 +325,32 @@ def test_debug_shows_the_traceback(tmp_path):
     assert isinstance(caught.value.__cause__, ValueError)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["sites", "--help"]])
-def test_help_gives_an_example(arguments, capsys):
+SUBCOMMANDS = {
+    "sites": "sites google/vit-base-patch16-224 --batch_size 8",
+    "merge": "merge deit-small-p6/checkpoint-5000 deit-small-p6-merged",
+    "benchmark": "benchmark facebook/deit-small-patch16-224 deit-small-p6 --compile",
+    "export": "export deit-small-p6",
+    "card": "card deit-small-p6 --repo_id me/deit-small-p6",
+    "push": "push deit-small-p6 me/deit-small-p6 --private",
+}
+
+
+def help_of(capsys, *arguments):
     with pytest.raises(SystemExit) as ended:
-        cli.main(arguments)
+        cli.main([*arguments, "--help"])
     assert ended.value.code == 0
-    assert "updp-hf sites google/vit-base-patch16-224 --batch_size 8" in capsys.readouterr().out
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("subcommand", "example"), SUBCOMMANDS.items(), ids=SUBCOMMANDS)
+def test_help_gives_an_example(subcommand, example, capsys):
+    assert f"Example: updp-hf {example}" in " ".join(help_of(capsys, subcommand).split())
+    cli._parser().parse_args(example.split())  # which can be run
+
+
+def test_the_help_names_the_subcommands(capsys):
+    named = re.findall(r"^ {4}(\w+)  ", help_of(capsys), flags=re.MULTILINE)
+    assert named == list(SUBCOMMANDS)
 
 
 def test_the_script_is_main_and_prints_nothing_but_the_tables(tmp_path):

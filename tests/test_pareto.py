@@ -3,7 +3,6 @@
 import copy
 import json
 import random
-import sys
 from itertools import combinations
 
 import pytest
@@ -133,7 +132,6 @@ def a_front(latencies, **options):
 
 
 def test_a_front_is_read_as_it_was_written(latencies, tmp_path):
-    pytest.importorskip("matplotlib")
     front = a_front(latencies, batch_size=4, score="negated loss, nats")
     assert front.score == "negated loss, nats"
     front.save(tmp_path / "new" / "folder")
@@ -143,7 +141,6 @@ def test_a_front_is_read_as_it_was_written(latencies, tmp_path):
 
 
 def test_the_plans_in_the_file_are_plans(latencies, tmp_path):
-    pytest.importorskip("matplotlib")
     front = a_front(latencies)
     front.save(tmp_path)
     document = json.loads((tmp_path / "pareto.json").read_text())
@@ -156,7 +153,6 @@ def test_the_plans_in_the_file_are_plans(latencies, tmp_path):
 
 @pytest.mark.parametrize("is_alone", [False, True])
 def test_the_picture_is_a_picture(latencies, tmp_path, is_alone):
-    pytest.importorskip("matplotlib")
     front = (
         Front((Point(Plan(SITES[:1]).to_dict(), -0.1, 2e-3, 1.2),), (), 1, "accuracy")
         if is_alone
@@ -166,14 +162,6 @@ def test_the_picture_is_a_picture(latencies, tmp_path, is_alone):
     picture = (tmp_path / "pareto.png").read_bytes()
     assert picture.startswith(b"\x89PNG\r\n\x1a\n")
     assert len(picture) > 5000
-
-
-def test_without_matplotlib_the_numbers_are_written_all_the_same(latencies, tmp_path, monkeypatch):
-    front = a_front(latencies)
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"The picture needs matplotlib: `pip install 'updp-hf\[plots\]'`"):
-        front.save(tmp_path)
-    assert Front.load(tmp_path) == front
 
 
 # without training

@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from test_modeling import pruned_once
+from tiny_models import tiny_model
 from torch import nn
 
 from updp_hf import Form, Plan, close_, find_sites, gate_
 from updp_hf.core.gate import gates
 from updp_hf.core.plan import PlanError
-from updp_hf.surgery import require_sites, set_lambdas_, site_gates
+from updp_hf.surgery import blocks_of, require_sites, set_lambdas_, site_gates
 
 C = 8
 
@@ -191,3 +193,62 @@ def test_lambdas_are_set_by_path_and_all_closed_at_once():
     assert [float(gate.lam) for _, gate in gates(model)] == pytest.approx([i / 100 for i in range(len(paths))])
     close_(model)
     assert {gate.stage for _, gate in gates(model)} == {1.0}
+
+
+class Backwards(nn.Module):
+    """Blocks that run in another order than they are registered in, each in a list of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.last, self.first = (nn.ModuleList([Widths(C), Widths(2 * C)]) for _ in range(2))
+
+    def forward(self, input):
+        for block in (*self.first, *reversed(self.last)):
+            input = block(input)
+        return input
+
+
+def test_blocks_stand_in_order_of_execution():
+    assert blocks_of(Backwards(), X) == ["first.0", "first.1", "last.1", "last.0"]
+
+
+def test_of_nested_blocks_the_innermost_are_taken():
+    model = nn.Sequential(*(nn.Sequential(Widths(C), Widths(C)) for _ in range(2)))
+    assert blocks_of(model, X) == ["0.0", "0.1", "1.0", "1.1"]
+
+
+def test_without_blocks_there_are_none():
+    assert blocks_of(nn.Sequential(nn.Linear(C, C), nn.GELU()), X) == []
+
+
+BLOCKS = {
+    "vit": [f"vit.layers.{index}" for index in range(3)],
+    "timm-wrapper": [f"timm_model.blocks.{index}" for index in range(3)],
+    "swin": [f"swin.encoder.layers.{stage}.blocks.{index}" for stage in range(2) for index in range(2)],
+}
+
+
+@pytest.mark.parametrize("name", ["vit", "timm-wrapper", "swin"])
+def test_the_sites_of_a_model_lie_in_its_blocks(name):
+    model = tiny_model(name)
+    blocks = blocks_of(model)
+    assert blocks == BLOCKS[name]
+    assert set(blocks) == {site.block for site in find_sites(model, [Form.BLOCK_DROP]).sites}
+
+
+@pytest.mark.parametrize("form", [Form.MERGE, Form.ATTENTION_DROP])
+def test_a_pruned_model_has_the_blocks_that_are_left(form):
+    blocks = blocks_of(tiny_model("vit"))
+    assert blocks_of(pruned_once(tiny_model("vit"), form)) == [f"base.{block}" for block in blocks]
+
+
+def test_gates_do_not_change_the_blocks():
+    model = tiny_model("vit")
+    blocks = blocks_of(model)
+    gate_(model, Plan(find_sites(model).sites))
+    assert blocks_of(model) == blocks
+
+
+def test_a_model_whose_images_are_unknown_needs_an_example():
+    with pytest.raises(ValueError, match="give `example_inputs`"):
+        blocks_of(nn.Sequential(Widths(C), Widths(C)))
