@@ -17,7 +17,7 @@ class UPDPConfig(PreTrainedConfig):
         is_gated: whether the weights beside this file are those of an unfinished training, gates and all.
         merge_error: largest difference between the logits of the closed and the merged model, divided by the largest
             logit; None if it was not measured.
-        architecture: "updp" for a network of timm: `timm.create_model` reads from it whom to ask.
+        architecture: name by which `timm.create_model` finds what loads our networks; always the same.
     """
 
     model_type = "updp"
@@ -27,7 +27,7 @@ class UPDPConfig(PreTrainedConfig):
     plan: dict[str, Any] | None = None
     is_gated: bool = False
     merge_error: float | None = None
-    architecture: str | None = None
+    architecture: str = "updp"
 
     def __getattr__(self, name: str) -> Any:
         # Image size, channels and the like: users and pipelines ask the configuration of any image classifier.

@@ -188,7 +188,6 @@ def updp_config(base: PreTrainedModel, **fields: Any) -> UPDPConfig:
         id2label=base.config.id2label,
         label2id=base.config.label2id,
         problem_type=base.config.problem_type,
-        architecture=UPDPConfig.model_type if base.config.model_type == "timm_wrapper" else None,
         **fields,
     )
 

@@ -10,9 +10,9 @@ from torch import nn
 from transformers import AutoImageProcessor
 from transformers.utils import logging
 
-from .configuration_updp import UPDPConfig
-from .modeling_updp import UPDPForImageClassification
-from .processors import data_config_of
+from updp_hf.configuration_updp import UPDPConfig
+from updp_hf.modeling_updp import UPDPForImageClassification
+from updp_hf.processors import data_config_of
 
 __all__ = ["updp"]
 
@@ -72,7 +72,7 @@ def updp(
         **_chosen_data(_checkpoint_data(network, config, channels), _processor_data(source, channels)),
         "architecture": UPDPConfig.model_type,
         "num_classes": config.num_labels,
-        "label_names": tuple(config.id2label[i] for i in range(config.num_labels)),
+        "label_names": tuple(config.id2label.values()),
         **{name: pretrained_cfg[name] for name in ("hf_hub_id", "file", "source") if name in pretrained_cfg},
         **(pretrained_cfg_overlay or {}),
     }
