@@ -49,7 +49,6 @@ def save_merged(name, folder, **fields):
     model = TimmWrapperForImageClassification(TimmWrapperConfig(**config, **fields)).eval()
     randomise_(model)
     pruned_once(model, end_activation="relu").save_pretrained(folder)
-    edit_config(folder, lambda config: config.update(architecture="updp"))
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +177,6 @@ def test_name_of_the_registry_is_no_network_by_itself():
 
 def test_pruned_model_that_is_not_from_timm_is_refused(tmp_path):
     pruned_once(tiny_model("vit")).save_pretrained(tmp_path)
-    edit_config(tmp_path, lambda config: config.update(architecture="updp"))
     with pytest.raises(ValueError, match="is a pruned 'vit' of transformers, not a network of timm"):
         timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
 
