@@ -166,7 +166,7 @@ def test_absurd_sizes_of_the_base_are_refused(vit, field, value):
 
 
 def test_new_head_is_refused_unless_asked_for(folders):
-    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+    with pytest.raises(ValueError, match="ignore_mismatched_sizes"):
         UPDPForImageClassification.from_pretrained(folders["vit"], num_labels=7)
 
 
@@ -318,7 +318,7 @@ def test_unpruned_weights_are_refused(vit):
     stock = tiny_model("vit").float()
     state = {f"base.{name}": tensor.contiguous() for name, tensor in stock.state_dict().items()}
     safetensors.torch.save_file(state, vit / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises((ValueError, RuntimeError), match=r"keys|mismatch"):
+    with pytest.raises(ValueError, match="keys"):
         AutoModelForImageClassification.from_pretrained(vit)
 
 
