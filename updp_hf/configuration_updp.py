@@ -3,13 +3,12 @@
 import re
 from collections.abc import Mapping
 from dataclasses import fields
-from reprlib import repr as short
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
-from .layout_updp import MAX_FEATURES
+from .layout_updp import MAX_FEATURES, short
 
 __all__ = ["FLOATING_DTYPES", "UPDPConfig", "data_fields", "one_line", "refuse_unsafe_base", "unreadable"]
 

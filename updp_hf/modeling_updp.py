@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from reprlib import repr as short
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import ADAPTER_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from .configuration_updp import FLOATING_DTYPES, UPDPConfig, data_fields, one_line, refuse_unsafe_base, unreadable
-from .layout_updp import apply_layout_
+from .layout_updp import apply_layout_, short
 
 __all__ = ["UPDPForImageClassification"]
 
