@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
@@ -38,6 +39,7 @@ _OTHER_MODELS = {
 _IMPLEMENTATIONS = (None, "eager", "sdpa", "flex_attention")
 
 
+@strict
 class UPDPConfig(PreTrainedConfig):
     """Configuration of `UPDPForImageClassification`.
 
@@ -84,6 +86,8 @@ class UPDPConfig(PreTrainedConfig):
         Raises:
             ValueError: it is not one that `save_pretrained` wrote, or it asks for what no merged model needs.
         """
+        if not isinstance(config_dict, Mapping):
+            raise unreadable("", TypeError(f"it is {short(config_dict)}, expected fields by their names"))
         _refuse_unsafe(config_dict)
         document = {name: value for name, value in data_fields(cls, config_dict).items() if name != "auto_map"}
         if isinstance(auto_map := config_dict.get("auto_map"), dict):

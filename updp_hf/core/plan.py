@@ -96,7 +96,7 @@ class Plan:
         Raises:
             PlanError: the document is not a plan, or one of a newer format.
         """
-        found = document.get("format_version") if isinstance(document, Mapping) else document
+        found = document.get("format_version") if isinstance(document, Mapping) else type(document).__name__
         if type(found) is not int or found != FORMAT_VERSION:
             raise PlanError(
                 f"The plan has format version {short(found)}, but this version of updp_hf reads {FORMAT_VERSION}: "
