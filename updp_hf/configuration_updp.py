@@ -190,7 +190,8 @@ def _refuse_deep(document: Mapping[str, Any]) -> None:
 
 def _refuse_foreign(fields: Mapping[str, Any]) -> None:
     """Refuse fields that make transformers or timm fetch weights or code from elsewhere, or name no dtype."""
-    foreign = sorted(name for name in _OTHER_MODELS & set(fields) if fields[name])
+    given = {name for name in _OTHER_MODELS & set(fields) if fields[name] is not None}
+    foreign = sorted(name for name in given if not (name.startswith("use_") and fields[name] is False))
     if foreign:
         raise ValueError(
             f"The configuration asks for other models or code ({', '.join(foreign)}), which a merged model never "
