@@ -3,6 +3,8 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub: a test never leaves this machine
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -12,3 +14,15 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Saved merged models in float32, by name."""
+    from tiny_models import pruned_once, tiny_model
+
+    found = {}
+    for name in ("vit", "timm-wrapper"):
+        found[name] = tmp_path_factory.mktemp(name)
+        pruned_once(tiny_model(name).float(), end_activation="relu").save_pretrained(found[name])
+    return found

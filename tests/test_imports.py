@@ -53,7 +53,7 @@ def test_core_needs_torch_alone(file):
 @pytest.mark.parametrize("stem", TRAVELLING)
 def test_what_travels_to_the_hub_is_self_contained(stem):
     siblings = {f".{other}" for other in TRAVELLING}
-    allowed = ("torch", "transformers", *sys.stdlib_module_names)
+    allowed = ("torch", "transformers", "huggingface_hub", "safetensors", *sys.stdlib_module_names)
     found = imports(PACKAGE / f"{stem}.py")
     assert [module for module in found if module not in siblings and not is_of(module, *allowed)] == []
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from tiny_models import close_, randomise_, tiny_model
+from tiny_models import close_, edit_config, edit_weights, logits, pruned_once, tiny_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification, ViTImageProcessor
 
@@ -21,48 +21,10 @@ from updp_hf.inputs import example_inputs_of, logits_of
 from updp_hf.modeling_updp import updp_config
 
 
-def pruned_once(model, form=Form.MERGE, numbers=(1,), **plan):
-    sites = find_sites(model, [form]).sites
-    gate_(model, Plan(tuple(sites[i] for i in numbers), **plan))
-    randomise_(model, seed=1)
-    close_(model)
-    return merge(model)
-
-
-@pytest.fixture(scope="session")
-def folders(tmp_path_factory):
-    """Saved merged models in float32, by name."""
-    found = {}
-    for name in ("vit", "timm-wrapper"):
-        folder = tmp_path_factory.mktemp(name)
-        pruned_once(tiny_model(name).float(), end_activation="relu").save_pretrained(folder)
-        found[name] = folder
-    return found
-
-
 @pytest.fixture
 def vit(folders, tmp_path):
     """A copy of a saved merged model, to be tampered with."""
     return shutil.copytree(folders["vit"], tmp_path / "vit")
-
-
-@torch.no_grad()
-def logits(model, inputs=None):
-    return logits_of(model, example_inputs_of(model, 3) if inputs is None else inputs)
-
-
-def edit_config(folder, change):
-    file = folder / "config.json"
-    config = json.loads(file.read_text())
-    change(config)
-    file.write_text(json.dumps(config))
-
-
-def edit_weights(folder, change):
-    file = folder / "model.safetensors"
-    state = safetensors.torch.load_file(file)
-    change(state)
-    safetensors.torch.save_file(state, file, metadata={"format": "pt"})
 
 
 # the way in
@@ -166,7 +128,7 @@ def test_absurd_sizes_of_the_base_are_refused(vit, field, value):
 
 
 def test_new_head_is_refused_unless_asked_for(folders):
-    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+    with pytest.raises(ValueError, match="ignore_mismatched_sizes"):
         UPDPForImageClassification.from_pretrained(folders["vit"], num_labels=7)
 
 
@@ -318,7 +280,7 @@ def test_unpruned_weights_are_refused(vit):
     stock = tiny_model("vit").float()
     state = {f"base.{name}": tensor.contiguous() for name, tensor in stock.state_dict().items()}
     safetensors.torch.save_file(state, vit / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises((ValueError, RuntimeError), match=r"keys|mismatch"):
+    with pytest.raises(ValueError, match="keys"):
         AutoModelForImageClassification.from_pretrained(vit)
 
 

@@ -1,10 +1,13 @@
 """The models that the contract is tested on, one line each, and what `find_sites` must find in them."""
 
 import copy
+import json
 import math
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import safetensors.torch
 import timm
 import torch
 from timm.layers import Conv2dSame, StdConv2d
@@ -41,9 +44,9 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from updp_hf import Form, UPDPForImageClassification
+from updp_hf import Form, Plan, UPDPForImageClassification, find_sites, gate_, merge
 from updp_hf.core.gate import gates
-from updp_hf.inputs import logits_of
+from updp_hf.inputs import example_inputs_of, logits_of
 from updp_hf.layout_updp import get_slot
 
 CLASSES = 5
@@ -443,3 +446,34 @@ def distance(expected: Tensor, found: Tensor) -> float:
     """Return the largest difference relative to the largest value, which may be 0."""
     scale = expected.double().abs().max().clamp_min(torch.finfo(torch.float64).tiny)
     return float((expected.double() - found.double()).abs().max() / scale)
+
+
+def pruned_once(model: nn.Module, form: Form = Form.MERGE, numbers: Iterable[int] = (1,), **plan: Any) -> nn.Module:
+    """Return `model` merged with the sites `numbers` of `form` closed, its weights drawn anew."""
+    sites = find_sites(model, [form]).sites
+    gate_(model, Plan(tuple(sites[i] for i in numbers), **plan))
+    randomise_(model, seed=1)
+    close_(model)
+    return merge(model)
+
+
+@torch.no_grad()
+def logits(model: nn.Module, inputs: dict[str, Tensor] | None = None) -> Tensor:
+    """Return the logits of `model`, of images drawn with a fixed seed if `inputs` are not given."""
+    return logits_of(model, example_inputs_of(model, 3) if inputs is None else inputs)
+
+
+def edit_config(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change the configuration in a saved model's folder in place."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    change(config)
+    file.write_text(json.dumps(config))
+
+
+def edit_weights(folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> None:
+    """Change the weights in a saved model's folder in place."""
+    file = folder / "model.safetensors"
+    state = safetensors.torch.load_file(file)
+    change(state)
+    safetensors.torch.save_file(state, file, metadata={"format": "pt"})

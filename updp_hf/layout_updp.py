@@ -4,6 +4,7 @@ This file needs nothing but torch, because it travels to the Hub together with t
 """
 
 import math
+import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,6 +26,7 @@ __all__ = [
     "let_marked_pass_",
     "marked",
     "set_slot",
+    "short",
 ]
 
 END_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
@@ -33,6 +35,11 @@ MAX_FEATURES = 2**16
 
 MAX_KERNEL = 127
 """Largest size, stride, padding or dilation of a kernel that a layout may ask for."""
+
+_repr = reprlib.Repr()
+_repr.maxstring, _repr.maxdict = 200, 10
+short = _repr.repr
+"""What an error shows of a value that a stranger wrote: never more than a few lines of it."""
 
 
 def first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
@@ -194,9 +201,14 @@ def apply_layout_(model: nn.Module, layout: Mapping[str, Mapping[str, Any]]) -> 
         ValueError: the layout names a slot that is not there, an unknown kind, or an absurd size. Nothing is
             allocated before the whole layout has been checked.
     """
+    if not isinstance(layout, Mapping):
+        raise ValueError(
+            f"The layout is {short(layout)}, expected what stands in each slot: the file is damaged, download it again."
+        )
     for path, spec in layout.items():
         _check(model, path, spec)
-        outer = next((p for p in layout if path.startswith(f"{p}.") and layout[p].get("kind") != "end"), None)
+    for path in layout:
+        outer = next((p for p in _parents(path) if p in layout and layout[p]["kind"] != "end"), None)
         if outer is not None:
             raise ValueError(
                 f"The layout names the slot {path!r} inside {outer!r}, which it replaces: the file is damaged, "
@@ -206,12 +218,17 @@ def apply_layout_(model: nn.Module, layout: Mapping[str, Mapping[str, Any]]) -> 
     for path, spec in layout.items():
         if spec["kind"] == "unless_marked":
             let_marked_pass_(model, path)
-        elif path not in wrapped:
+        elif spec["kind"] != "end":
             set_slot(model, path, _build(spec))
     for path in wrapped:
         spec = layout[path]
         end = batch_norm_and_activation(spec["channels"], spec["eps"], spec["channel_axis"], spec["activation"])
         set_slot(model, path, EndActivation(get_slot(model, path), end))
+
+
+def _parents(path: str) -> list[str]:
+    names = path.split(".")
+    return [".".join(names[:length]) for length in range(1, len(names))]
 
 
 def _build(spec: Mapping[str, Any]) -> nn.Module:
@@ -289,7 +306,7 @@ def _check(model: nn.Module, path: Any, spec: Any) -> None:
     kind = spec.get("kind") if isinstance(spec, Mapping) else None
     if not isinstance(kind, str) or kind not in _FIELDS:
         raise ValueError(
-            f"The layout puts {spec!r} into the slot {path!r}, but this version of updp_hf knows the kinds "
+            f"The layout puts {short(spec)} into the slot {short(path)}, but this version of updp_hf knows the kinds "
             f"{sorted(_FIELDS)}: was the model made by a newer version?"
         )
     fields = _FIELDS[kind]
@@ -298,13 +315,13 @@ def _check(model: nn.Module, path: Any, spec: Any) -> None:
         wrong = _wrong_sizes(spec)
     if wrong or set(spec) != {"kind", *fields}:
         raise ValueError(
-            f"The layout of the slot {path!r} is {dict(spec)!r}, but a {kind!r} needs valid values for exactly "
-            f"{sorted(fields)}: the file is damaged, download it again."
+            f"The layout of the slot {short(path)} is {short(dict(spec))}, but a {kind!r} needs valid values for "
+            f"exactly {sorted(fields)}: the file is damaged, download it again."
         )
     try:
         get_slot(model, path)
-    except (KeyError, AttributeError):
+    except (KeyError, AttributeError):  # no such slot, or a path that is no text
         raise ValueError(
-            f"The layout names the slot {path!r}, which {type(model).__name__} does not have: does the base "
+            f"The layout names the slot {short(path)}, which {type(model).__name__} does not have: does the base "
             "configuration belong to another model?"
         ) from None

@@ -2,20 +2,43 @@
 
 import importlib
 import importlib.util
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
+from torch.nn.modules.module import register_module_module_registration_hook
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    AutoModelForImageClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.utils import ADAPTER_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
-from .configuration_updp import UPDPConfig
-from .layout_updp import MAX_FEATURES, apply_layout_
+from .configuration_updp import FLOATING_DTYPES, UPDPConfig, data_fields, one_line, refuse_unsafe_base, unreadable
+from .layout_updp import apply_layout_, short
 
 __all__ = ["UPDPForImageClassification"]
 
-MAX_BLOCKS = 1024
-_UNSAFE_MODEL_ARGS = {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
+MAX_MODULES = 2**15
+"""Largest number of modules that a stock configuration may ask for."""
+
+SPARE_VALUES = 2**20
+"""How many values a model may hold besides twice those in its file: tables that are computed, not stored."""
+
+_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+_FLOATING = ("F64", "F32", "F16", "BF16")
+Stored = dict[str, tuple[tuple[int, ...], str]]
 
 
 class UPDPForImageClassification(PreTrainedModel):
@@ -24,6 +47,7 @@ class UPDPForImageClassification(PreTrainedModel):
     Args:
         config: what to build.
         base: the stock model with its slots already exchanged; built from `config` if not given.
+        check: called with the model before anything is allocated for its weights; `from_pretrained` gives it.
 
     Raises:
         ValueError: the configuration is that of an unfinished training, or is not one that can be built.
@@ -38,10 +62,17 @@ class UPDPForImageClassification(PreTrainedModel):
     _supports_attention_backend = True
     _auto_class = "AutoModelForImageClassification"  # so that the code files are saved beside the weights
 
-    def __init__(self, config: UPDPConfig, base: PreTrainedModel | None = None):
+    def __init__(
+        self,
+        config: UPDPConfig,
+        base: PreTrainedModel | None = None,
+        check: Callable[[PreTrainedModel], None] | None = None,
+    ):
         super().__init__(config)
         self.base = build_base(config) if base is None else base
         self.num_labels = self.base.num_labels
+        if check is not None:
+            check(self)
         self.supports_gradient_checkpointing = self.base.supports_gradient_checkpointing
         self.accepts_loss_kwargs = getattr(self.base, "accepts_loss_kwargs", True)
         if base is not None:
@@ -62,10 +93,20 @@ class UPDPForImageClassification(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Load a merged model, strictly: see `PreTrainedModel.from_pretrained` for the arguments.
 
+        The files are taken for those of a stranger: weights are read from safetensors only, and no memory is taken
+        before the model that the configuration describes has been compared with them.
+
         Raises:
             ValueError: the weights do not fit the layout; nothing is left at random values without a word.
         """
         wants_info = kwargs.pop("output_loading_info", False)
+        if pretrained_model_name_or_path is not None:
+            kwargs = _with_config(cls.config_class, pretrained_model_name_or_path, kwargs)
+            kwargs["use_safetensors"] = True
+            stored = _stored(pretrained_model_name_or_path, kwargs)
+            kwargs["force_download"] = False  # what was asked for has been done
+            is_new_head = bool(kwargs.get("ignore_mismatched_sizes"))
+            kwargs["check"] = lambda model: _refuse_unlike(model, stored, pretrained_model_name_or_path, is_new_head)
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         wrong = {name: sorted(map(str, info[name])) for name in ("missing_keys", "unexpected_keys") if info[name]}
         # `ignore_mismatched_sizes` is for a new head: what has one row a class, and else the shape it had.
@@ -136,45 +177,162 @@ def build_base(config: UPDPConfig) -> PreTrainedModel:
             "The configuration has no base_config or no layout, so there is no telling what the model looks like: "
             "was the file written by `save_pretrained`?"
         )
-    base = AutoModelForImageClassification.from_config(base_config(config))
+    stock = base_config(config)
+    try:
+        with _few_modules():
+            base = AutoModelForImageClassification.from_config(stock)
+    except (
+        Exception
+    ) as error:  # any of hundreds of architectures, given any numbers: there is no telling what it raises
+        raise ValueError(
+            f"A {stock.model_type!r} cannot be built from the base configuration ({one_line(error)}): does it need "
+            "another version of transformers or timm, or is the file damaged?"
+        ) from error
     apply_layout_(base, config.layout)
     return base
+
+
+@contextmanager
+def _few_modules() -> Iterator[None]:
+    """Stop a model from being built when it has more modules than anyone's image classifier."""
+    count = 0
+
+    def count_one(*_: Any) -> None:
+        nonlocal count
+        count += 1
+        if count > MAX_MODULES:
+            raise ValueError(f"it has more than {MAX_MODULES} modules")
+
+    hook = register_module_module_registration_hook(count_one)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def base_config(config: UPDPConfig) -> PreTrainedConfig:
     """Return the stock configuration in `config`, with the labels that `config` has now."""
     fields = dict(config.base_config or {})
     model_type = fields.pop("model_type", None)
-    if model_type not in CONFIG_MAPPING or model_type == UPDPConfig.model_type:
+    is_known = isinstance(model_type, str) and model_type in CONFIG_MAPPING and model_type != UPDPConfig.model_type
+    if not is_known or CONFIG_MAPPING[model_type] not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
         raise ValueError(
-            f"The base model is of type {model_type!r}, which this version of transformers does not know: was the "
-            "model made with a newer version?"
+            f"The base model is of type {short(model_type)}, which this version of transformers does not know as an "
+            "image classifier: was the model made with a newer version?"
         )
-    unsafe = _UNSAFE_MODEL_ARGS & set(fields.get("model_args") or {})
-    if unsafe:
-        raise ValueError(
-            f"The base configuration asks to load other files ({', '.join(sorted(unsafe))}), which a merged model "
-            "never needs: do not use this model."
-        )
-    _refuse_absurd_sizes(fields)
-    base: PreTrainedConfig = CONFIG_MAPPING[model_type].from_dict(fields)
-    base.id2label, base.label2id = config.id2label, config.label2id
-    base.problem_type = config.problem_type
+    refuse_unsafe_base(fields)
+    config_class = CONFIG_MAPPING[model_type]
+    try:
+        base: PreTrainedConfig = config_class.from_dict(data_fields(config_class, fields))
+        base.id2label, base.label2id = config.id2label, config.label2id
+        base.problem_type = config.problem_type
+    except (AttributeError, KeyError, StrictDataclassError, TypeError, ValueError) as error:
+        raise unreadable("of the base model ", error) from error
     return base
 
 
-def _refuse_absurd_sizes(fields: dict[str, Any]) -> None:
-    """Refuse a configuration that would take all memory or time to build: nobody's image classifier is that large."""
-    for name, value in fields.items():
-        if isinstance(value, dict):
-            _refuse_absurd_sizes(value)
-        numbers = value if isinstance(value, list | tuple) else [value]
-        largest = MAX_BLOCKS if name in ("num_hidden_layers", "depth", "depths", "layers") else MAX_FEATURES
-        if any(isinstance(number, int) and abs(number) > largest for number in numbers):
+def _with_config(config_class: type[UPDPConfig], source: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return `kwargs` with the configuration in `source`, so that the arguments left are not those of a configuration.
+
+    `from_pretrained` of transformers would let the file's own fields decide which arguments reach the model.
+    """
+    config = kwargs.pop("config", None)
+    if isinstance(config, PreTrainedConfig):
+        return {**kwargs, "config": config}
+    kept = {name: kwargs[name] for name in (*_HUB_ARGUMENTS, "dtype", "torch_dtype") if name in kwargs}
+    config, rest = config_class.from_pretrained(
+        source if config is None else config, return_unused_kwargs=True, **kwargs
+    )
+    return {**rest, **kept, "config": config}
+
+
+def _stored(source: Any, kwargs: Mapping[str, Any]) -> Stored:
+    """Return the shape and dtype of each tensor in the safetensors files of `source`. No tensor is read.
+
+    Raises:
+        ValueError: there are none, or their headers cannot be read.
+    """
+    hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if kwargs.get(name) is not None}
+
+    def find(name: str) -> str | None:
+        if variant := kwargs.get("variant"):
+            stem, _, end = name.rpartition(".")
+            name = f"{stem}.{variant}.{end}"
+        file: str | None = cached_file(source, name, _raise_exceptions_for_missing_entries=False, **hub)
+        return file
+
+    folder = Path(source, hub.get("subfolder", ""))
+    if any(folder.glob("shard-*-model-*.safetensors")) or (folder / ADAPTER_CONFIG_NAME).exists():
+        raise ValueError(
+            f"{source} holds an adapter or parts of a distributed checkpoint, which may be loaded in place of the "
+            f"{SAFE_WEIGHTS_NAME} of a merged model: move them to a folder of their own."
+        )
+    files = [find(SAFE_WEIGHTS_NAME)]
+    if files[0] is None and (index := find(SAFE_WEIGHTS_INDEX_NAME)) is not None:
+        files = [cached_file(source, shard, **hub) for shard in _shards(index)]
+    if files[0] is None:
+        raise ValueError(
+            f"{source} has no {SAFE_WEIGHTS_NAME}, and other formats may hold code, so they are not read: save the "
+            "model again with `save_pretrained`."
+        )
+    return {name: tensor for file in files for name, tensor in _header(file).items()}
+
+
+def _shards(index: str) -> list[str]:
+    """Return the names of the files that the index of a sharded model lists: plain names, beside the index."""
+    try:
+        document = json.loads(Path(index).read_text(encoding="utf-8"))
+        metadata = document["metadata"]
+        names = sorted(set(document["weight_map"].values()))
+        is_right = all(re.fullmatch(r"[\w-]+(\.[\w-]+)*\.safetensors", name) for name in names)
+        is_right = is_right and bool(names) and metadata.get("dtype") in (None, *FLOATING_DTYPES)
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+        is_right = False
+    if not is_right:
+        raise ValueError(
+            f"The index {index} is not one of safetensors files that lie beside it: download the model again."
+        )
+    return names
+
+
+def _header(file: str | None) -> Stored:
+    try:
+        with safe_open(file, framework="pt") as weights:
+            slices = {name: weights.get_slice(name) for name in weights.keys()}  # noqa: SIM118 (no mapping)
+            return {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(
+            f"The weights in {file} cannot be read ({one_line(error)}): download the model again."
+        ) from error
+
+
+def _refuse_unlike(model: PreTrainedModel, stored: Stored, source: Any, is_new_head: bool) -> None:
+    """Refuse a model that differs from its weights in a shape or a dtype, or is far larger than all of them.
+
+    What transformers renames on loading has no weight of its name here; that is left to the comparison after loading.
+    """
+    values = 0
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        shape, dtype = stored.get(name, (tuple(tensor.shape), None))
+        if dtype is not None and tensor.is_floating_point() != (dtype in _FLOATING):
             raise ValueError(
-                f"The base configuration has {name} = {value}, expected at most {largest}: the file is damaged, "
-                "download it again."
+                f"The weight {name} in {source} is of dtype {dtype}, expected one like {tensor.dtype}: download the "
+                "model again."
             )
+        if shape == tuple(tensor.shape):
+            values += tensor.numel()
+        elif not is_new_head or tuple(tensor.shape) != (model.num_labels, *shape[1:]):
+            raise ValueError(
+                f"The weights in {source} do not fit its configuration (mismatched keys: {name} has the shape {shape}, "
+                f"expected {tuple(tensor.shape)}): download the model again, or ask for new classes with "
+                "`ignore_mismatched_sizes=True`."
+            )
+    in_file = sum(math.prod(shape) for shape, _ in stored.values())
+    if values > 2 * in_file + SPARE_VALUES:
+        raise ValueError(
+            f"The configuration in {source} describes a model of {values} values, but its weights are {in_file}: "
+            "download the model again."
+        )
 
 
 def updp_config(base: PreTrainedModel, **fields: Any) -> UPDPConfig:

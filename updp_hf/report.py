@@ -17,6 +17,7 @@ from transformers.utils import logging
 from updp_hf.configuration_updp import UPDPConfig
 from updp_hf.core.cost import count_macs, count_parameters, measure_latency
 from updp_hf.core.plan import library_versions
+from updp_hf.core.values import from_values
 from updp_hf.inputs import example_inputs_of
 from updp_hf.modeling_updp import UPDPForImageClassification, base_config
 from updp_hf.surgery import blocks_of
@@ -78,9 +79,9 @@ class Report:
     model: dict[str, str] = field(default_factory=dict)  # its classes, see `model_facts`
     blocks: list[str] = field(default_factory=list)  # of the unpruned network, in order of execution
     merge_error: float | None = None
-    metrics_before: dict[str, float] = field(default_factory=dict)
-    metrics_after: dict[str, float] = field(default_factory=dict)
-    metrics_without_training: dict[str, float] = field(default_factory=dict)
+    metrics_before: dict[str, Any] = field(default_factory=dict)
+    metrics_after: dict[str, Any] = field(default_factory=dict)
+    metrics_without_training: dict[str, Any] = field(default_factory=dict)
     latency_conditions: dict[str, Any] = field(default_factory=dict)
     latencies: dict[str, Any] = field(default_factory=dict)  # by which the sites were chosen, if they were
     selection: dict[str, Any] = field(default_factory=dict)  # how the sites were chosen, if no plan was given
@@ -101,13 +102,29 @@ class Report:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Self:
-        """Read the JSON values that `save` wrote."""
-        return cls(**{**document, "before": Cost(**document["before"]), "after": Cost(**document["after"])})
+        """Read the JSON values that `save` wrote.
+
+        Raises:
+            ValueError: they are not those of a report.
+        """
+        try:
+            return from_values(cls, document)
+        except ValueError as error:
+            raise ValueError(f"The report cannot be read ({error}): was the file edited by hand?") from error
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """Read the report in `folder`."""
-        return cls.from_dict(json.loads((Path(folder) / REPORT_NAME).read_text(encoding="utf-8")))
+        """Read the report in `folder`.
+
+        Raises:
+            ValueError: its file holds no report.
+        """
+        file = Path(folder) / REPORT_NAME
+        try:
+            document = json.loads(file.read_text(encoding="utf-8"))
+        except (RecursionError, ValueError) as error:  # of `json`, or of bytes that are no text
+            raise ValueError(f"{file} is not JSON ({error}), expected a report written by `Report.save`.") from error
+        return cls.from_dict(document)
 
 
 def digest_of_weights(folder: str | Path) -> str | None:

@@ -2,14 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from updp_hf.core.sites import Form, Site
-from updp_hf.layout_updp import END_ACTIVATIONS
+from updp_hf.core.values import from_values
+from updp_hf.layout_updp import END_ACTIVATIONS, short
 
 __all__ = ["Plan", "PlanError", "library_versions"]
 
@@ -66,15 +67,18 @@ class Plan:
                     "return one tensor: choose another form."
                 )
         slots: dict[str, Site] = {}
+        around: dict[str, Site] = {}  # what those slots lie in
         for site in self.sites:
             for slot in site.run:
-                clash = next((s for s in slots if s == slot or _nested(s, slot)), None)
+                clash = next((slots[path] for path in (slot, *_around(slot)) if path in slots), around.get(slot))
                 if clash is not None:
                     raise PlanError(
-                        f"The sites {slots[clash]} and {site} overlap in {slot!r}, but a slot can be closed once: "
+                        f"The sites {clash} and {site} overlap in {slot!r}, but a slot can be closed once: "
                         "leave one of them out of the plan."
                     )
-            slots.update(dict.fromkeys(site.run, site))
+            for slot in site.run:
+                slots[slot] = site
+                around.update(dict.fromkeys(_around(slot), site))
 
     @property
     def blocks(self) -> list[str]:
@@ -92,22 +96,21 @@ class Plan:
         Raises:
             PlanError: the document is not a plan, or one of a newer format.
         """
-        if not isinstance(document, Mapping) or document.get("format_version") != FORMAT_VERSION:
-            found = document.get("format_version") if isinstance(document, Mapping) else type(document).__name__
+        found = document.get("format_version") if isinstance(document, Mapping) else type(document).__name__
+        if type(found) is not int or found != FORMAT_VERSION:
             raise PlanError(
-                f"The plan has format version {found!r}, but this version of updp_hf reads {FORMAT_VERSION}: "
+                f"The plan has format version {short(found)}, but this version of updp_hf reads {FORMAT_VERSION}: "
                 "make the plan again, or install the version that wrote it."
             )
+        values = {name: value for name, value in document.items() if name != "format_version"}
         try:
-            fields = {name: value for name, value in document.items() if name != "format_version"}
-            sites = tuple(
-                Site(**{**site, "form": Form(site["form"]), **{name: tuple(site[name]) for name in _TUPLES}})
-                for site in fields.pop("sites")
-            )
-            return cls(sites=sites, **fields)
+            sites = values.get("sites")
+            if isinstance(sites, list) and any(set(_TUPLES) - set(site) for site in sites if isinstance(site, Mapping)):
+                raise ValueError(f"each site needs {', '.join(_TUPLES)}")
+            return from_values(cls, values)
         except PlanError:
             raise
-        except (TypeError, KeyError, AttributeError, ValueError) as error:
+        except ValueError as error:
             raise PlanError(f"The plan cannot be read ({error}): was the file edited by hand?") from error
 
     def save(self, file: str | Path) -> None:
@@ -123,7 +126,9 @@ class Plan:
         """
         try:
             return cls.from_dict(json.loads(Path(file).read_text(encoding="utf-8")))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except PlanError:
+            raise
+        except (RecursionError, ValueError) as error:  # of `json`, or of bytes that are no text
             raise PlanError(f"{file} is not JSON ({error}), expected a plan written by `Plan.save`.") from error
 
     def digest(self) -> str:
@@ -150,5 +155,7 @@ class Plan:
                 )
 
 
-def _nested(one: str, other: str) -> bool:
-    return one.startswith(f"{other}.") or other.startswith(f"{one}.")
+def _around(slot: str) -> Iterator[str]:
+    """Yield the paths of what `slot` lies in."""
+    while slot := slot.rpartition(".")[0]:
+        yield slot
