@@ -349,7 +349,7 @@ def test_help_gives_an_example(subcommand, example, capsys):
 
 
 def test_the_help_names_the_subcommands(capsys):
-    named = re.findall(r"^ {4}(\w+)  ", help_of(capsys), flags=re.MULTILINE)
+    named = re.findall(r"^ {4}(\w+)(?:  |$)", help_of(capsys), flags=re.MULTILINE)
     assert named == list(SUBCOMMANDS)
 
 

@@ -1,15 +1,19 @@
 """The subcommands that make something of models: what they write is right, and an error is one sentence."""
 
+import contextlib
+import io
 import itertools
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from test_card import full_report
 from test_cli import large_vit, loud_libraries, number, tables  # noqa: F401  # a fixture
-from tiny_training import RandomImages, logits, resnet, timm_vit, trainer, vit
+from tiny_training import RandomImages, assert_equal, logits, resnet, timm_vit, trainer, vit
 from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTForImageClassification
 from transformers import ViTImageProcessor as Processor
@@ -20,7 +24,6 @@ from updp_hf.core.cost import count_macs, count_parameters
 from updp_hf.core.plan import Plan
 from updp_hf.files import gated_model_in, save_checkpoint
 from updp_hf.inputs import example_inputs_of
-from updp_hf.merging import merge
 
 SIZE = {"height": 16, "width": 16}
 LARGE = RandomImages(count=8, size=32, seed=1)
@@ -37,6 +40,13 @@ def seconds(monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr("updp_hf.core.cost._seconds", seconds_of)
         yield patched
+
+
+@pytest.fixture(autouse=True)
+def sketches(monkeypatch):
+    """Draw no pictures, which takes its time; what is in them is tested elsewhere."""
+    for name in PICTURES:
+        monkeypatch.setitem(PICTURES, name, lambda report, file: file.write_bytes(b"a picture"))
 
 
 @pytest.fixture(scope="module")
@@ -103,20 +113,28 @@ def assert_refused(capsys, *arguments, match):
 # merge
 
 
-def test_the_merged_checkpoint_computes_what_the_closed_model_does(run_of_training, checkpoints, tmp_path, capsys):
-    output = tmp_path / "vit-p2"
-    status, printed, chatter = run(capsys, "merge", checkpoints[8], output)
+@pytest.fixture(scope="module")
+def merged(run_of_training, tmp_path_factory):
+    """Merge the closed checkpoint; return the status, what was printed to stdout and stderr, and the folder."""
+    output = tmp_path_factory.mktemp("merged") / "vit-p2"
+    printed, chatter = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(chatter):
+        status = cli.main(["merge", f"{run_of_training.args.output_dir}/checkpoint-8", str(output)])
+    return status, printed.getvalue(), chatter.getvalue(), output
+
+
+def test_the_merged_checkpoint_computes_what_the_closed_model_does(run_of_training, merged):
+    status, printed, chatter, output = merged
     assert (status, printed, chatter) == (0, f"Saved the merged model in {output}.\n", "")
-    merged = AutoModelForImageClassification.from_pretrained(output)
-    assert isinstance(merged, UPDPForImageClassification)
+    model = AutoModelForImageClassification.from_pretrained(output)
+    assert isinstance(model, UPDPForImageClassification)
     expected = logits(run_of_training.model, LARGE)
-    assert float((logits(merged, LARGE) - expected).abs().max() / expected.abs().max()) < 1e-5
-    assert merged.num_parameters() < run_of_training.base.num_parameters()
+    assert float((logits(model, LARGE) - expected).abs().max() / expected.abs().max()) < 1e-5
+    assert model.num_parameters() < run_of_training.base.num_parameters()
 
 
-def test_processor_report_and_card_lie_beside_the_merged_model(run_of_training, checkpoints, tmp_path, capsys):
-    output = tmp_path / "vit-p2"
-    run(capsys, "merge", checkpoints[8], output)
+def test_processor_report_and_card_lie_beside_the_merged_model(run_of_training, merged):
+    *_, output = merged
     found = AutoImageProcessor.from_pretrained(output)
     image = torch.randint(256, (3, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(
@@ -127,10 +145,10 @@ def test_processor_report_and_card_lie_beside_the_merged_model(run_of_training, 
     assert report.before.parameters == run_of_training.base.num_parameters()
     assert set(report.before.latency) == set(report.after.latency) == {"1", "8"}
     assert report.blocks == ["vit.layers.0", "vit.layers.1", "vit.layers.2"]
-    assert (output / "README.md").read_text(encoding="utf-8") == render_card(
-        report, "vit-p2", [name for name in PICTURES if (output / name).is_file()]
-    )
-    for path in (tmp_path, run_of_training.args.output_dir):
+    pictures = [name for name in PICTURES if (output / name).is_file()]
+    assert pictures == ["before_after.png", "blocks.png"]
+    assert (output / "README.md").read_text(encoding="utf-8") == render_card(report, "vit-p2", pictures)
+    for path in (output.parent, run_of_training.args.output_dir):
         for file in ("README.md", "updp_report.json", "config.json"):
             assert str(path) not in (output / file).read_text(encoding="utf-8")
 
@@ -337,9 +355,8 @@ def test_what_cannot_be_loaded_cannot_be_compared(saved, capsys):
 # card
 
 
-def test_the_card_is_that_of_the_report(checkpoints, tmp_path, capsys):
-    output = tmp_path / "vit-p2"
-    run(capsys, "merge", checkpoints[8], output)
+def test_the_card_is_that_of_the_report(merged, tmp_path, capsys):
+    output = shutil.copytree(merged[-1], tmp_path / "vit-p2")
     report = Report.load(output)
     report.metrics_after["accuracy"] = 0.4321
     report.save(output)
@@ -365,12 +382,10 @@ def test_a_model_without_a_report_has_a_card_of_what_can_be_counted(pruned, caps
 
 
 def test_figures_of_other_weights_are_left_out(pruned, capsys):
-    run(capsys, "card", pruned)
-    report = Report.load(pruned)
-    report.metrics_after, report.weights = {"accuracy": 0.4321}, "00" * 32
-    report.save(pruned)
+    replace(full_report(), metrics_after={"accuracy": 0.4321}).save(pruned)
     assert run(capsys, "card", pruned)[0] == 0
     assert "43.21" not in (pruned / "README.md").read_text(encoding="utf-8")
+    assert Report.load(pruned).metrics_after == {}
 
 
 def test_the_same_command_writes_the_same_files(pruned, capsys):
@@ -504,11 +519,6 @@ def test_without_its_arguments_a_subcommand_shows_its_usage(command, capsys):
     assert capsys.readouterr().err.startswith(f"usage: updp-hf {command}")
 
 
-def test_a_checkpoint_that_is_merged_is_left_as_it_is(checkpoints, tmp_path, capsys):
-    before = {name: tensor.clone() for name, tensor in gated_model_in(checkpoints[8]).state_dict().items()}
-    run(capsys, "merge", checkpoints[8], tmp_path / "merged")
-    after = gated_model_in(checkpoints[8])
-    assert all(torch.equal(tensor, before[name]) for name, tensor in after.state_dict().items())
-    assert (
-        merge(after).config.layout == AutoModelForImageClassification.from_pretrained(tmp_path / "merged").config.layout
-    )
+def test_a_checkpoint_that_is_merged_is_left_as_it_is(run_of_training, merged):
+    found = gated_model_in(f"{run_of_training.args.output_dir}/checkpoint-8").state_dict()
+    assert_equal(found, run_of_training.model.state_dict())

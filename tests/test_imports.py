@@ -12,7 +12,7 @@ PACKAGE = Path(updp_hf.__file__).parent
 TRAVELLING = ("layout_updp", "configuration_updp", "modeling_updp")
 SHELL = (
     *("trainer", "gated_trainer", "training_args", "callback", "supernet", "report", "prune", "cli", "card", "hub"),
-    *("origin", "export", "processors", "timm_models", "sites_table"),
+    *("origin", "export", "processors", "timm_models", "run_log", "sites_table"),
     *("selection", "selectors", "scoring", "samples", "pareto", "plots"),
 )
 FILES = sorted(PACKAGE.rglob("*.py"))

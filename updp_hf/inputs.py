@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-__all__ = ["base_model_of", "check_batches", "example_inputs_of", "image_shape_of", "logits_of", "model_inputs"]
+__all__ = [
+    "base_model_of",
+    "check_batches",
+    "example_inputs_of",
+    "image_shape_of",
+    "logits_of",
+    "model_inputs",
+    "revision_of",
+]
 
 
 USUAL_SIZE = 224
@@ -69,6 +77,12 @@ def base_model_of(model: nn.Module) -> str:
     """Return the Hub id that `model` was loaded from, empty if it came from elsewhere."""
     name = str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
     return "" if not name or Path(name).exists() else name
+
+
+def revision_of(model: nn.Module) -> str | None:
+    """Return the commit on the Hub that `model` was loaded from, None if it came from elsewhere."""
+    commit = getattr(getattr(model, "config", None), "_commit_hash", None)
+    return None if commit is None else str(commit)
 
 
 def check_batches(batches: Iterable[Any]) -> list[Any]:

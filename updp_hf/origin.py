@@ -9,7 +9,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # exported lazily
 from transformers.utils import logging
 
-__all__ = ["dataset_facts", "inherited_metadata", "is_hub_id"]
+__all__ = ["dataset_facts", "is_hub_id", "metadata_of"]
 
 logger = logging.get_logger(__name__)
 
@@ -26,16 +26,16 @@ def is_hub_id(name: str) -> bool:
     return bool(name)
 
 
-def inherited_metadata(base_model: str, token: str | None = None) -> dict[str, Any]:
-    """Return what the checkpoint's card says that holds for a pruned model too; nothing if it cannot be read."""
+def metadata_of(base_model: str, token: str | None = None) -> dict[str, Any]:
+    """Return what the head of a card says of the checkpoint, and takes over from its card if that can be read."""
     if not is_hub_id(base_model):
         return {}
     try:
         metadata = ModelCard.load(base_model, token=token, ignore_metadata_errors=True).data.to_dict()
     except (OSError, HfHubHTTPError, ValueError, yaml.YAMLError) as error:
         logger.info("The card of %s cannot be read (%s), so no licence is taken from it.", base_model, error)
-        return {}
-    return {name: metadata[name] for name in INHERITED if metadata.get(name)}
+        metadata = {}
+    return {"base_model": base_model, **{name: metadata[name] for name in INHERITED if metadata.get(name)}}
 
 
 def dataset_facts(dataset: Any) -> dict[str, Any]:

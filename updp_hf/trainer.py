@@ -30,11 +30,12 @@ from updp_hf.core.sites import Site
 from updp_hf.files import plan_in, refuse_occupied, save_merged
 from updp_hf.gated_trainer import GatedTrainer
 from updp_hf.hub import push_folder
-from updp_hf.inputs import base_model_of, logits_of, model_inputs
+from updp_hf.inputs import base_model_of, logits_of, model_inputs, revision_of
 from updp_hf.merging import merge
-from updp_hf.origin import dataset_facts, inherited_metadata
+from updp_hf.origin import dataset_facts, metadata_of
 from updp_hf.pareto import Front, fitted_fitness, front_of
-from updp_hf.report import Report, changed_arguments, device_name, measure_costs, model_facts
+from updp_hf.report import Report, changed_arguments, measure_costs, model_facts
+from updp_hf.run_log import evaluations, metrics_before_and_after, training_facts
 from updp_hf.samples import sample_and_rest
 from updp_hf.scoring import ScoreHistory, agreed, label_fit, spread
 from updp_hf.selection import demand_of, select
@@ -171,7 +172,8 @@ class UPDPTrainer(GatedTrainer):
             processes=processes,
         )
         start, end = args.start, args.end_activation
-        plan = Plan(chosen, start, end, base_model=base_model_of(self.model))  # type: ignore[arg-type]
+        origin = {"base_model": base_model_of(self.model), "revision": revision_of(self.model)}
+        plan = Plan(chosen, start, end, **origin)  # type: ignore[arg-type]
         self._plan = agreed(lambda: plan, processes)
         self._selection = {
             "selector": args.selector,
@@ -303,11 +305,9 @@ class UPDPTrainer(GatedTrainer):
 
     def report(self, merged: nn.Module) -> Report:
         """Return the facts of this run. Accuracies are those that were logged: at λ = 0 and after the ramp."""
-        evaluations = [entry for entry in self.state.log_history if "eval_loss" in entry]
-        opened = [e for e in evaluations if e["step"] == 0 and self.callback.lambda_at(0, self.state.max_steps) == 0.0]
-        closed = [e for e in evaluations if self.callback.lambda_at(int(e["step"]) - 1, self.state.max_steps) == 1.0]
-        if self.args.load_best_model_at_end and self.state.best_global_step:
-            closed = [e for e in closed if e["step"] == self.state.best_global_step]
+        best = self.state.best_global_step if self.args.load_best_model_at_end else None
+        history = evaluations(self.state, self.callback.lambda_at)
+        metrics_before, metrics_after = metrics_before_and_after(history, best)
         device = self.args.device
         models = {"before": copy.deepcopy(self.base).to(device), "after": copy.deepcopy(merged).to(device)}
         asked, size = self.args.target_speed_up, self.args.per_device_eval_batch_size
@@ -329,36 +329,17 @@ class UPDPTrainer(GatedTrainer):
             blocks=blocks_of(self.base),
             latency_conditions=conditions,
             merge_error=getattr(getattr(merged, "config", None), "merge_error", None),
-            metrics_before=_metrics(opened[0]) if opened else {},
-            metrics_after=_metrics(closed[-1]) if closed else {},
+            metrics_before=metrics_before,
+            metrics_after=metrics_after,
             latencies=asdict(self._latencies) if self._latencies else {},
             selection=self._selection,
             arguments=changed_arguments(self.args),
-            training=self._training_facts(),
-            history=[self._at_evaluation(entry) for entry in evaluations],
-            evaluated_on=dataset_facts(self.eval_dataset) if closed else {},
-            metadata=inherited_metadata(base_model_of(self.base), self.args.hub_token),
+            training=training_facts(self.args, self.state, was_resumed=self._was_resumed),
+            history=history,
+            evaluated_on=dataset_facts(self.eval_dataset) if metrics_after else {},
+            metadata=metadata_of(base_model_of(self.base), self.args.hub_token),
             seed=self.args.seed,
         )
-
-    def _training_facts(self) -> dict[str, Any]:
-        seconds = [entry["train_runtime"] for entry in self.state.log_history if "train_runtime" in entry]
-        return {
-            **{name: getattr(self.args, name) for name in ("ramp", "ramp_start", "ramp_end")},
-            "steps": self.state.max_steps,
-            "epochs": round(self.state.epoch or 0.0, 2),
-            "processes": self.args.world_size,
-            "device": device_name(self.args.device),
-            "seconds": None if self._was_resumed or not seconds else seconds[-1],
-        }
-
-    def _at_evaluation(self, entry: dict[str, float]) -> dict[str, float]:
-        step = int(entry["step"])
-        return {
-            "step": step,
-            "lambda": self.callback.lambda_at(max(step - 1, 0), self.state.max_steps),
-            **_metrics(entry),
-        }
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Merge and save: weights, configuration, processor and report. Pushing is a step of its own.
@@ -470,8 +451,3 @@ def _without_gates(model: nn.Module) -> nn.Module:
 
 def _given(facts: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if value is not None}
-
-
-def _metrics(entry: dict[str, float]) -> dict[str, float]:
-    timing = ("runtime", "per_second")
-    return {k.removeprefix("eval_"): v for k, v in entry.items() if k.startswith("eval_") and not k.endswith(timing)}
