@@ -286,24 +286,37 @@ def test_metrics_without_training_read_like_all_others():
 
 
 @pytest.mark.parametrize(
-    ("fates", "sentence"),
+    ("sites", "sentence"),
     [
-        ({1: "merge"}, "with **1 of 4 blocks merged**"),
-        ({1: "merge", 2: "attention-drop"}, "with **2 of 4 blocks merged**"),
-        ({1: "block-drop", 3: "block-drop"}, "with **2 of 4 blocks dropped**"),
-        ({0: "merge-keep-norm", 3: "block-drop"}, "with **1 of 4 blocks merged and 1 dropped**"),
-        ({}, "with **no blocks pruned**"),
+        ([("merge", 1)], "with **1 of 4 blocks pruned** (1 merged):"),
+        ([("merge", 1), ("attention-drop", 2)], "with **2 of 4 blocks pruned** (1 merged, 1 without attention):"),
+        ([("merge", 1), ("attention-drop", 1)], "with **1 of 4 blocks pruned** (1 merged):"),
+        ([("block-drop", 1), ("block-drop", 3)], "with **2 of 4 blocks pruned** (2 dropped):"),
+        ([("merge-keep-norm", 0), ("block-drop", 3)], "with **2 of 4 blocks pruned** (1 merged, 1 dropped):"),
+        ([], "with **0 of 4 blocks pruned**"),
     ],
 )
-def test_the_first_sentence_counts_the_blocks(fates, sentence):
-    sites = [asdict(Site(Form(form), f"blocks.{index}", (f"blocks.{index}.fc",))) for index, form in fates.items()]
+def test_the_first_sentence_counts_the_blocks(sites, sentence):
+    sites = [asdict(Site(Form(form), f"blocks.{index}", (f"blocks.{index}.{form}",))) for form, index in sites]
     report = full_report(plan={"sites": sites}, blocks=[f"blocks.{index}" for index in range(4)])
     assert sentence in squeezed(render_card(report, ID))
 
 
 def test_how_many_blocks_there_are_is_left_out_if_it_was_not_recorded():
     text = squeezed(render_card(full_report(blocks=[]), ID))
-    assert "with **2 blocks merged**" in text
+    assert "**2 blocks pruned**" in text
+
+
+@pytest.mark.parametrize(("is_trained", "words"), [(True, "annealed away while fine-tuning"), (False, "taken away")])
+def test_only_what_was_trained_is_said_to_be_annealed(is_trained, words):
+    report = full_report() if is_trained else full_report(training={})
+    assert f"non-linearities were {words}" in squeezed(render_card(report, ID))
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(93.4, "a GPU, 93 s."), (7_200, "a GPU, 2.0 h."), (None, "a GPU.")])
+def test_training_took_seconds_or_hours(seconds, text):
+    training = {**full_report().training, "seconds": seconds}
+    assert text in squeezed(render_card(full_report(training=training), ID))
 
 
 @pytest.mark.parametrize("form", list(Form))
@@ -382,7 +395,7 @@ def test_a_class_that_is_missing_is_not_taken_for_a_stock_one():
 
 def test_a_plan_that_is_missing_is_no_error():
     report = replace(full_report(), plan={})
-    assert "no blocks pruned" in render_card(report, ID)
+    assert "blocks pruned**" in render_card(report, ID)
 
 
 PARTIAL = {

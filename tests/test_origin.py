@@ -5,7 +5,7 @@ import pytest
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from tiny_training import RandomImages
 
-from updp_hf.origin import dataset_facts, inherited_metadata, is_hub_id
+from updp_hf.origin import dataset_facts, is_hub_id, metadata_of
 
 IDS = ["google/vit-base-patch16-224", "timm/resnet50.a1_in1k", "gpt2", "a/b"]
 FOLDERS = [
@@ -70,7 +70,8 @@ model-index:
 def test_what_holds_for_a_pruned_model_too_is_taken_over_and_nothing_else(cards):
     texts, asked = cards
     texts["someone/vit"] = HEAD.encode()
-    assert inherited_metadata("someone/vit", token="a-token") == {
+    assert metadata_of("someone/vit", token="a-token") == {
+        "base_model": "someone/vit",
         "license": "other",
         "license_name": "a-licence",
         "license_link": "https://example.org/licence",
@@ -97,24 +98,24 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("text", UNREADABLE.values(), ids=UNREADABLE)
-def test_a_card_that_cannot_be_read_says_nothing(text, cards):
+def test_of_a_card_that_cannot_be_read_only_the_name_is_known(text, cards):
     cards[0]["someone/vit"] = text
-    assert inherited_metadata("someone/vit") == {}
+    assert metadata_of("someone/vit") == {"base_model": "someone/vit"}
 
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_the_hub_is_not_asked_for_a_folder(name, cards):
-    assert inherited_metadata(name) == {}
+    assert metadata_of(name) == {}
     assert cards[1] == []
 
 
-def test_without_a_network_nothing_is_said():
-    assert inherited_metadata("someone/vit-that-nobody-has") == {}
+def test_without_a_network_only_the_name_is_known():
+    assert metadata_of("someone/vit-that-nobody-has") == {"base_model": "someone/vit-that-nobody-has"}
 
 
 def test_an_index_of_results_that_is_broken_does_not_cost_the_licence(cards):
     cards[0]["someone/vit"] = b"---\nlicense: mit\nmodel-index:\n- name: vit\n  results:\n  - task: 3\n---\n"
-    assert inherited_metadata("someone/vit") == {"license": "mit"}
+    assert metadata_of("someone/vit") == {"base_model": "someone/vit", "license": "mit"}
 
 
 # images

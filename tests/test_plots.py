@@ -18,7 +18,7 @@ from updp_hf.pareto import Front, Point
 from updp_hf.plots import Fate, fates_of, plot_before_after, plot_blocks, plot_front, plot_schedule
 from updp_hf.report import Cost
 
-KEPT, MERGED, DROPPED = Fate.KEPT, Fate.MERGED, Fate.DROPPED
+KEPT, MERGED, DROPPED, BARE = Fate.KEPT, Fate.MERGED, Fate.DROPPED, Fate.WITHOUT_ATTENTION
 
 
 def blocks(count):
@@ -43,9 +43,11 @@ FATES = {
         [MERGED, MERGED, MERGED],
     ),
     "dropped": ([("block-drop", 0), ("block-drop", 2)], [DROPPED, KEPT, DROPPED]),
-    "attention dropped": ([("attention-drop", 2)], [KEPT, KEPT, MERGED]),
-    "several sites in a block": ([("merge", 0), ("attention-drop", 0), ("merge", 0)], [MERGED, KEPT, KEPT]),
-    "all kinds": ([("block-drop", 2), ("attention-drop", 0)], [MERGED, KEPT, DROPPED]),
+    "attention dropped": ([("attention-drop", 2)], [KEPT, KEPT, BARE]),
+    "several runs of a block": ([("merge", 0), ("merge", 0)], [MERGED, KEPT, KEPT]),
+    "attention dropped, then merged": ([("attention-drop", 0), ("merge", 0)], [MERGED, KEPT, KEPT]),
+    "merged, then attention dropped": ([("merge", 0), ("attention-drop", 0)], [MERGED, KEPT, KEPT]),
+    "all kinds": ([("block-drop", 2), ("attention-drop", 0), ("branch-fit", 1)], [BARE, MERGED, DROPPED]),
 }
 
 
@@ -166,8 +168,8 @@ def test_another_ramp_makes_another_picture(tmp_path):
 
 
 def test_another_fate_makes_another_picture(tmp_path):
-    reports = [report_of(3), *(report_of(3, (form, 1)) for form in ("merge", "block-drop"))]
-    assert len({drawn(plot_blocks, report, tmp_path) for report in reports}) == 3
+    reports = [report_of(3), *(report_of(3, (form, 1)) for form in ("merge", "block-drop", "attention-drop"))]
+    assert len({drawn(plot_blocks, report, tmp_path) for report in reports}) == len(Fate)
 
 
 # the blocks

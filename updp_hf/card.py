@@ -62,7 +62,8 @@ def render_card(report: Report, repo_id: str, pictures: Collection[str] = tuple(
         metadata=_metadata(report, name).to_yaml(),
         base_model=_base_model(report),
         is_stock=report.model.get("merged_class") == report.model.get("base_class"),
-        fates=_counts(report),
+        fates=fates_of(report),
+        outcome=_outcome(report),
         speed_ups=_speed_ups(report),
         sites=_sites(report),
         comparison=_comparison(report),
@@ -146,9 +147,11 @@ def _base_model(report: Report) -> str | None:
     return name if is_hub_id(name) else None
 
 
-def _counts(report: Report) -> dict[str, int]:
+def _outcome(report: Report) -> str:
+    """Return how many blocks met which fate."""
     fates = list(fates_of(report).values())
-    return {"all": len(fates), **{str(fate): fates.count(fate) for fate in Fate}}
+    pruned = [f"{fates.count(fate)} {fate}" for fate in Fate if fate is not Fate.KEPT and fate in fates]
+    return ", ".join(pruned) or "none"
 
 
 def _speed_ups(report: Report) -> dict[str, float]:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from updp_hf.core.policy import ramp
+from updp_hf.core.sites import Form
 from updp_hf.report import Report
 
 if TYPE_CHECKING:
@@ -29,12 +30,14 @@ class Fate(StrEnum):
 
     KEPT = "kept"
     MERGED = "merged"
+    WITHOUT_ATTENTION = "without attention"
     DROPPED = "dropped"
 
 
 _LOOKS: dict[Fate, dict[str, Any]] = {
     Fate.KEPT: {"facecolor": "#d0d7de", "edgecolor": INK, "linewidth": 0.8},
     Fate.MERGED: {"facecolor": AFTER, "edgecolor": INK, "linewidth": 0.8},
+    Fate.WITHOUT_ATTENTION: {"facecolor": "#b6e3ff", "edgecolor": INK, "linewidth": 0.8},
     Fate.DROPPED: {"facecolor": PAPER, "edgecolor": INK, "linewidth": 0.8, "linestyle": "--"},
 }
 
@@ -42,11 +45,12 @@ _LOOKS: dict[Fate, dict[str, Any]] = {
 def fates_of(report: Report) -> dict[str, Fate]:
     """Return what became of each block of the unpruned network, in order of execution.
 
-    A block of which only the attention was dropped, or one of several runs merged, counts as merged.
+    A block of which one of several runs was merged counts as merged.
     """
     fates = dict.fromkeys(report.blocks, Fate.KEPT)
+    fate_of_form = {Form.BLOCK_DROP: Fate.DROPPED, Form.ATTENTION_DROP: Fate.WITHOUT_ATTENTION}
     for site in report.plan["sites"]:
-        fates[site["block"]] = Fate.DROPPED if site["form"] == "block-drop" else Fate.MERGED
+        fates[site["block"]] = fate_of_form.get(Form(site["form"]), Fate.MERGED)
     return fates
 
 
