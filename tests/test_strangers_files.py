@@ -423,7 +423,7 @@ VIT = {
     "another number of labels": (top(id2label={"0": "a", "1": "b"}), "mismatched keys: base.classifier.weight"),
     "a base of no kind": (top(base_config=[1]), "configuration cannot be read"),
     "a layout of no kind": (top(layout="identity"), "configuration cannot be read"),
-    "a dtype inside the plan": (lambda c: c["plan"]["versions"].update(dtype=1), "configuration cannot be read"),
+    "a dtype inside the plan": (lambda c: c["plan"]["versions"].update(dtype=[]), "configuration cannot be read"),
     "a method": (lambda c: (c.update(to_dict=1), c.pop("layout")), "no base_config or no layout"),
     "nested deep": (base(a=[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]), "nested more than"),
     "a type of the base that is a list": (base(model_type=["vit"]), r"type \['vit'\], which"),
@@ -514,10 +514,10 @@ def test_a_configuration_of_a_timm_model_is_refused(copy_of, change, message):
     refuse(folder, message)
 
 
-LABELS = ["backbone", "architecture", "auto_map", "quantization_config", "num_layers"]
+LABELS = ["backbone", "dtype", "architecture", "auto_map", "quantization_config", "num_layers"]
 HARMLESS = {
     "labels of all names": lambda c: [
-        part.update(id2label=dict(enumerate(LABELS)), label2id=dict.fromkeys(LABELS, 10 ** 6))
+        part.update(id2label=dict(enumerate(LABELS)), label2id=dict.fromkeys(LABELS, 10**6))
         for part in (c, c["base_config"])
     ],
     "code in another repository": top(auto_map={"AutoModelForImageClassification": "evil/repo--code.Model"}),
