@@ -9,6 +9,7 @@ import resource
 import shutil
 import struct
 import sys
+import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -18,10 +19,12 @@ import safetensors.torch
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from hypothesis.configuration import set_hypothesis_home_dir
 from tiny_models import edit_config, logits
 from transformers import AutoModelForImageClassification
 from transformers.utils import logging
 
+import updp_hf
 from updp_hf import Plan, Report, UPDPForImageClassification
 from updp_hf.core.plan import PlanError
 from updp_hf.layout_updp import MAX_FEATURES
@@ -32,7 +35,8 @@ MIB = 2**20
 MEMORY = 200 * MIB
 SECONDS = 20
 PICKLE = b"cposix\nsystem\n(S'true'\ntR."
-PYTHON = tuple(str(Path(place).resolve()) for place in {sys.prefix, sys.base_prefix, torch.__path__[0] + "/.."})
+CODE = (sys.prefix, sys.base_prefix, Path(torch.__file__).parent.parent, Path(updp_hf.__file__).parent)
+PYTHON = tuple(str(Path(place).resolve()) for place in CODE)
 FORBIDDEN = (
     "socket.",
     "subprocess.",
@@ -41,6 +45,8 @@ FORBIDDEN = (
     "os.posix_spawn",
     "os.fork",
     "pickle.find_class",
+    "os.remove",
+    "shutil.",
     "urllib",
 )
 
@@ -85,6 +91,7 @@ class Watch:
 
 
 WATCH = Watch()
+set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "hypothesis")  # it keeps tables even without a database
 
 
 def is_clear(error):
@@ -419,6 +426,7 @@ VIT = {
     "another number of labels": (top(id2label={"0": "a", "1": "b"}), "mismatched keys: base.classifier.weight"),
     "a base of no kind": (top(base_config=[1]), "configuration cannot be read"),
     "a layout of no kind": (top(layout="identity"), "configuration cannot be read"),
+    "a dtype inside the plan": (lambda c: c["plan"]["versions"].update(dtype=[]), "configuration cannot be read"),
     "a method": (lambda c: (c.update(to_dict=1), c.pop("layout")), "no base_config or no layout"),
     "nested deep": (base(a=[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]), "nested more than"),
     "a type of the base that is a list": (base(model_type=["vit"]), r"type \['vit'\], which"),
@@ -509,7 +517,12 @@ def test_a_configuration_of_a_timm_model_is_refused(copy_of, change, message):
     refuse(folder, message)
 
 
+LABELS = ["backbone", "dtype", "architecture", "auto_map", "quantization_config"]
 HARMLESS = {
+    "labels of all names": lambda c: [
+        part.update(id2label=dict(enumerate(LABELS)), label2id=dict.fromkeys(LABELS, 10**6))
+        for part in (c, c["base_config"])
+    ],
     "code in another repository": top(auto_map={"AutoModelForImageClassification": "evil/repo--code.Model"}),
     "a method": top(to_dict=1, from_dict=2, __class__=3, __dict__=4),
     "a method of the base": base(to_dict=1, get_text_config=2, __class__=3, attribute_map=4),

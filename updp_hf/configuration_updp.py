@@ -97,7 +97,7 @@ class UPDPConfig(PreTrainedConfig):
             document["auto_map"] = {k: v for k, v in auto_map.items() if isinstance(v, str) and "--" not in v}
         try:
             return super().from_dict(document, **kwargs)
-        except (AttributeError, StrictDataclassError, TypeError, ValueError) as error:
+        except (AttributeError, IndexError, StrictDataclassError, TypeError, ValueError) as error:
             raise unreadable("", error) from error
 
 
@@ -162,14 +162,14 @@ def refuse_unsafe_base(base: Mapping[str, Any]) -> None:
 
 
 def _parts(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return `document` and all mappings in it."""
+    """Return `document` and all mappings in it but those of labels, whose names are anyone's choice."""
     found: list[Mapping[str, Any]] = []
     remaining: list[Any] = [document]
     while remaining:
         value = remaining.pop()
         if isinstance(value, Mapping):
             found.append(value)
-            remaining += value.values()
+            remaining += [inner for name, inner in value.items() if name not in ("id2label", "label2id")]
         elif isinstance(value, list | tuple):
             remaining += value
     return found
