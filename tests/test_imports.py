@@ -9,7 +9,7 @@ import pytest
 import updp_hf
 
 PACKAGE = Path(updp_hf.__file__).parent
-TRAVELLING = ("layout_updp", "configuration_updp", "modeling_updp")
+TRAVELLING = ("checks_updp", "configuration_updp", "layout_updp", "modeling_updp", "weights_updp")
 SHELL = (
     *("trainer", "gated_trainer", "training_args", "callback", "supernet", "report", "prune", "cli", "card", "hub"),
     *("origin", "export", "processors", "timm_models", "run_log", "sites_table"),

@@ -56,7 +56,7 @@ from updp_hf.surgery import plan_of
 
 SAVED = {
     *("config.json", "model.safetensors", "updp_report.json"),
-    *("configuration_updp.py", "layout_updp.py", "modeling_updp.py"),
+    *("checks_updp.py", "configuration_updp.py", "layout_updp.py", "modeling_updp.py", "weights_updp.py"),
     *("README.md", "before_after.png", "blocks.png", "schedule.png"),
 }
 

@@ -35,7 +35,7 @@ __all__ = [
 
 MERGED_FILES = (
     *(CONFIG_NAME, SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, "model-*-of-*.safetensors", IMAGE_PROCESSOR_NAME),
-    *("configuration_updp.py", "layout_updp.py", "modeling_updp.py"),
+    *("checks_updp.py", "configuration_updp.py", "layout_updp.py", "modeling_updp.py", "weights_updp.py"),
     *(REPORT_NAME, CARD_NAME, *PICTURES, "onnx/model.onnx", "onnx/model.onnx.data"),
 )
 """The files of a merged model, as patterns: what is published of a folder."""

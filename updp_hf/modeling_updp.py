@@ -2,17 +2,12 @@
 
 import importlib
 import importlib.util
-import json
-import math
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 from transformers import (
@@ -23,22 +18,16 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.modeling_outputs import ImageClassifierOutput
-from transformers.utils import ADAPTER_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
-from .configuration_updp import FLOATING_DTYPES, UPDPConfig, data_fields, one_line, refuse_unsafe_base, unreadable
+from .checks_updp import data_fields, one_line, refuse_unsafe_base, unreadable
+from .configuration_updp import UPDPConfig
 from .layout_updp import apply_layout_, short
+from .weights_updp import HUB_ARGUMENTS, refuse_unlike, stored_weights
 
 __all__ = ["UPDPForImageClassification"]
 
 MAX_MODULES = 2**15
 """Largest number of modules that a stock configuration may ask for."""
-
-SPARE_VALUES = 2**20
-"""How many values a model may hold besides twice those in its file: tables that are computed, not stored."""
-
-_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-_FLOATING = ("F64", "F32", "F16", "BF16")
-Stored = dict[str, tuple[tuple[int, ...], str]]
 
 
 class UPDPForImageClassification(PreTrainedModel):
@@ -103,10 +92,12 @@ class UPDPForImageClassification(PreTrainedModel):
         if pretrained_model_name_or_path is not None:
             kwargs = _with_config(cls.config_class, pretrained_model_name_or_path, kwargs)
             kwargs["use_safetensors"] = True
-            stored = _stored(pretrained_model_name_or_path, kwargs)
+            stored = stored_weights(pretrained_model_name_or_path, kwargs)
             kwargs["force_download"] = False  # what was asked for has been done
             is_new_head = bool(kwargs.get("ignore_mismatched_sizes"))
-            kwargs["check"] = lambda model: _refuse_unlike(model, stored, pretrained_model_name_or_path, is_new_head)
+            kwargs["check"] = lambda model: refuse_unlike(
+                model, stored, pretrained_model_name_or_path, is_new_head=is_new_head
+            )
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         wrong = {name: sorted(map(str, info[name])) for name in ("missing_keys", "unexpected_keys") if info[name]}
         # `ignore_mismatched_sizes` is for a new head: what has one row a class, and else the shape it had.
@@ -181,9 +172,7 @@ def build_base(config: UPDPConfig) -> PreTrainedModel:
     try:
         with _few_modules():
             base = AutoModelForImageClassification.from_config(stock)
-    except (
-        Exception
-    ) as error:  # any of hundreds of architectures, given any numbers: there is no telling what it raises
+    except Exception as error:  # one of hundreds of architectures, given any numbers: no telling what it raises
         raise ValueError(
             f"A {stock.model_type!r} cannot be built from the base configuration ({one_line(error)}): does it need "
             "another version of transformers or timm, or is the file damaged?"
@@ -239,100 +228,11 @@ def _with_config(config_class: type[UPDPConfig], source: Any, kwargs: dict[str, 
     config = kwargs.pop("config", None)
     if isinstance(config, PreTrainedConfig):
         return {**kwargs, "config": config}
-    kept = {name: kwargs[name] for name in (*_HUB_ARGUMENTS, "dtype", "torch_dtype") if name in kwargs}
+    kept = {name: kwargs[name] for name in (*HUB_ARGUMENTS, "dtype", "torch_dtype") if name in kwargs}
     config, rest = config_class.from_pretrained(
         source if config is None else config, return_unused_kwargs=True, **kwargs
     )
     return {**rest, **kept, "config": config}
-
-
-def _stored(source: Any, kwargs: Mapping[str, Any]) -> Stored:
-    """Return the shape and dtype of each tensor in the safetensors files of `source`. No tensor is read.
-
-    Raises:
-        ValueError: there are none, or their headers cannot be read.
-    """
-    hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if kwargs.get(name) is not None}
-
-    def find(name: str) -> str | None:
-        if variant := kwargs.get("variant"):
-            stem, _, end = name.rpartition(".")
-            name = f"{stem}.{variant}.{end}"
-        file: str | None = cached_file(source, name, _raise_exceptions_for_missing_entries=False, **hub)
-        return file
-
-    folder = Path(source, hub.get("subfolder", ""))
-    if any(folder.glob("shard-*-model-*.safetensors")) or (folder / ADAPTER_CONFIG_NAME).exists():
-        raise ValueError(
-            f"{source} holds an adapter or parts of a distributed checkpoint, which may be loaded in place of the "
-            f"{SAFE_WEIGHTS_NAME} of a merged model: move them to a folder of their own."
-        )
-    files = [find(SAFE_WEIGHTS_NAME)]
-    if files[0] is None and (index := find(SAFE_WEIGHTS_INDEX_NAME)) is not None:
-        files = [cached_file(source, shard, **hub) for shard in _shards(index)]
-    if files[0] is None:
-        raise ValueError(
-            f"{source} has no {SAFE_WEIGHTS_NAME}, and other formats may hold code, so they are not read: save the "
-            "model again with `save_pretrained`."
-        )
-    return {name: tensor for file in files for name, tensor in _header(file).items()}
-
-
-def _shards(index: str) -> list[str]:
-    """Return the names of the files that the index of a sharded model lists: plain names, beside the index."""
-    try:
-        document = json.loads(Path(index).read_text(encoding="utf-8"))
-        metadata = document["metadata"]
-        names = sorted(set(document["weight_map"].values()))
-        is_right = all(re.fullmatch(r"[\w-]+(\.[\w-]+)*\.safetensors", name) for name in names)
-        is_right = is_right and bool(names) and metadata.get("dtype") in (None, *FLOATING_DTYPES)
-    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
-        is_right = False
-    if not is_right:
-        raise ValueError(
-            f"The index {index} is not one of safetensors files that lie beside it: download the model again."
-        )
-    return names
-
-
-def _header(file: str | None) -> Stored:
-    try:
-        with safe_open(file, framework="pt") as weights:
-            slices = {name: weights.get_slice(name) for name in weights.keys()}  # noqa: SIM118 (no mapping)
-            return {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(
-            f"The weights in {file} cannot be read ({one_line(error)}): download the model again."
-        ) from error
-
-
-def _refuse_unlike(model: PreTrainedModel, stored: Stored, source: Any, is_new_head: bool) -> None:
-    """Refuse a model that differs from its weights in a shape or a dtype, or is far larger than all of them.
-
-    What transformers renames on loading has no weight of its name here; that is left to the comparison after loading.
-    """
-    values = 0
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        shape, dtype = stored.get(name, (tuple(tensor.shape), None))
-        if dtype is not None and tensor.is_floating_point() != (dtype in _FLOATING):
-            raise ValueError(
-                f"The weight {name} in {source} is of dtype {dtype}, expected one like {tensor.dtype}: download the "
-                "model again."
-            )
-        if shape == tuple(tensor.shape):
-            values += tensor.numel()
-        elif not is_new_head or tuple(tensor.shape) != (model.num_labels, *shape[1:]):
-            raise ValueError(
-                f"The weights in {source} do not fit its configuration (mismatched keys: {name} has the shape {shape}, "
-                f"expected {tuple(tensor.shape)}): download the model again, or ask for new classes with "
-                "`ignore_mismatched_sizes=True`."
-            )
-    in_file = sum(math.prod(shape) for shape, _ in stored.values())
-    if values > 2 * in_file + SPARE_VALUES:
-        raise ValueError(
-            f"The configuration in {source} describes a model of {values} values, but its weights are {in_file}: "
-            "download the model again."
-        )
 
 
 def updp_config(base: PreTrainedModel, **fields: Any) -> UPDPConfig:
