@@ -98,10 +98,8 @@ def stock_report():
 
 
 def timm_report():
-    architecture = {"timm_architecture": "vit_tiny_patch16_224"}
-    return full_report(
-        model={"base_class": "TimmWrapperForImageClassification", "merged_class": "UPDPFor", **architecture}
-    )
+    names = {"base_class": "TimmWrapperForImageClassification", "merged_class": "UPDPForImageClassification"}
+    return full_report(model={**names, "timm_architecture": "vit_tiny_patch16_224"})
 
 
 REPORTS = {"full": full_report, "empty": empty_report, "stock": stock_report, "timm": timm_report}

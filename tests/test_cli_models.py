@@ -371,7 +371,7 @@ def test_the_card_is_that_of_the_report(merged, tmp_path, capsys):
 def test_a_model_without_a_report_has_a_card_of_what_can_be_counted(pruned, capsys):
     assert run(capsys, "card", pruned)[0] == 0
     text = (pruned / "README.md").read_text(encoding="utf-8")
-    assert "**2 of 3 blocks merged**" in text
+    assert "**2 of 3 blocks pruned** (2 merged)" in text
     assert 'model="vit-p2"' in text
     assert "speed: not measured" in text
     assert ModelCard(text).data.library_name == "transformers"

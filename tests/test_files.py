@@ -3,6 +3,7 @@ import json
 import shutil
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from tiny_training import RandomImages, assert_equal, last_two, logits, resnet, 
 from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTImageProcessor
 
-from updp_hf import Form, Plan, Report, calibrate_, find_sites, gate_, merge
+from updp_hf import Form, Plan, Report, calibrate_, files, find_sites, gate_, merge
 from updp_hf.card import PICTURES, render_card
 from updp_hf.core.gate import gates
 from updp_hf.core.plan import PlanError
@@ -152,8 +153,8 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-EVERY = {"config.json", "model.safetensors", "configuration_updp.py", "layout_updp.py", "modeling_updp.py"}
-EVERY |= {"updp_report.json", "README.md", "before_after.png", "blocks.png"}
+CODE = {path.name for path in Path(files.__file__).parent.glob("*_updp.py")}
+EVERY = {"config.json", "model.safetensors", *CODE, "updp_report.json", "README.md", "before_after.png", "blocks.png"}
 
 
 def test_model_report_and_card_are_saved_and_nothing_else(merged, report, tmp_path):
