@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 from tiny_training import last_two, vit
 
 from updp_hf import Form, Report, card
-from updp_hf.card import PICTURES, draw_pictures, is_generated, render_card, write_card
+from updp_hf.card import PICTURES, add_card, draw_pictures, is_generated, render_card
 from updp_hf.core.sites import Site
 from updp_hf.report import Cost
 
@@ -508,7 +508,7 @@ def warnings_of_card(monkeypatch):
 
 def test_the_card_and_its_pictures_are_written(tmp_path, warnings_of_card):
     report = full_report()
-    write_card(report, tmp_path, ID)
+    add_card(report, tmp_path, ID)
     assert {path.name for path in tmp_path.iterdir()} == {"README.md", *PICTURES}
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == render_card(report, ID)
     assert is_generated(tmp_path / "README.md")
@@ -519,7 +519,7 @@ def test_the_card_and_its_pictures_are_written(tmp_path, warnings_of_card):
 @pytest.mark.parametrize("build", REPORTS.values(), ids=REPORTS)
 def test_only_pictures_that_there_are_facts_for_are_drawn_and_shown(build, tmp_path):
     report = build()
-    write_card(report, tmp_path, ID)
+    add_card(report, tmp_path, ID)
     expected = {"before_after.png"} if report == empty_report() else set(PICTURES)
     assert {path.name for path in tmp_path.glob("*.png")} == expected
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
@@ -534,7 +534,7 @@ def test_pictures_of_earlier_facts_do_not_stay(tmp_path):
 
 def test_a_generated_card_is_written_over(tmp_path):
     for report in (full_report(), full_report(seed=12)):
-        write_card(report, tmp_path, ID)
+        add_card(report, tmp_path, ID)
     assert "seed 12" in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
@@ -543,7 +543,7 @@ def test_a_card_that_was_edited_by_hand_stays(text, tmp_path, warnings_of_card):
     file = tmp_path / "README.md"
     file.write_text(text, encoding="utf-8")
     assert not is_generated(file)
-    write_card(full_report(), tmp_path, ID)
+    add_card(full_report(), tmp_path, ID)
     assert file.read_text(encoding="utf-8") == text
     (warning,) = warnings_of_card
     assert "was edited by hand" in warning
@@ -560,14 +560,14 @@ def test_a_card_that_was_edited_by_hand_stays(text, tmp_path, warnings_of_card):
 def test_a_card_that_transformers_generated_is_written_over(text, tmp_path, warnings_of_card):
     file = tmp_path / "README.md"
     file.write_text(text, encoding="utf-8")
-    write_card(full_report(), tmp_path, ID)
+    add_card(full_report(), tmp_path, ID)
     assert file.read_text(encoding="utf-8") == render_card(full_report(), ID)
     assert warnings_of_card == []
 
 
 def test_without_its_comment_a_card_counts_as_edited_by_hand(tmp_path):
     file = tmp_path / "README.md"
-    write_card(full_report(), tmp_path, ID)
+    add_card(full_report(), tmp_path, ID)
     file.write_text(re.sub(r"<!--.*?-->", "", file.read_text(encoding="utf-8"), flags=re.DOTALL), encoding="utf-8")
     assert not is_generated(file)
 
@@ -579,7 +579,7 @@ def fails(*args, **kwargs):
 @pytest.mark.parametrize("broken", ["render_card", "draw_pictures", "fates_of"])
 def test_a_failure_is_one_warning_and_no_error(broken, tmp_path, monkeypatch, warnings_of_card):
     monkeypatch.setattr(card, broken, fails)
-    write_card(full_report(), tmp_path, ID)
+    add_card(full_report(), tmp_path, ID)
     (warning,) = warnings_of_card
     assert "RuntimeError: it failed" in warning
     assert "updp-hf card" in warning
@@ -588,14 +588,14 @@ def test_a_failure_is_one_warning_and_no_error(broken, tmp_path, monkeypatch, wa
 
 def test_a_picture_that_cannot_be_drawn_is_one_warning_and_no_error(tmp_path, monkeypatch, warnings_of_card):
     monkeypatch.setitem(PICTURES, "blocks.png", fails)
-    write_card(full_report(), tmp_path, ID)
+    add_card(full_report(), tmp_path, ID)
     assert len(warnings_of_card) == 1
 
 
 @every_report
 @pytest.mark.parametrize("repo_id", [ID, "folder"])
 def test_no_path_of_a_machine_stands_in_a_card(report, repo_id, tmp_path):
-    write_card(report, tmp_path, repo_id)
+    add_card(report, tmp_path, repo_id)
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     for path in (tmp_path, Path.home(), Path.cwd(), Path(__file__).parent.parent):
         assert str(path) not in text.replace("https://", "")

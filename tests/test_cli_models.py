@@ -335,7 +335,7 @@ def test_models_for_images_of_other_sizes_are_refused(others, saved, capsys):
     assert_refused(
         capsys,
         *("benchmark", *(saved[name] for name in others), "--rounds", 1),
-        match=r"takes images of \(3, 16, 16\), .* of \(3, 32, 32\)",
+        match=r"takes images of \(3, 16, 16\) in .* of \(3, 32, 32\) in ",
     )
 
 

@@ -183,7 +183,7 @@ def test_the_processor_is_saved_beside_the_model(merged, report, tmp_path, sketc
 
 def test_a_stock_model_is_saved_without_code(report, tmp_path, sketches):
     stock = pruned(Form.BLOCK_DROP)
-    save_merged(stock, tmp_path, None, report_of(stock), "vit-p1")
+    save_merged(stock, tmp_path, None, report_of(stock, base=vit()), "vit-p1")
     assert not list(tmp_path.glob("*.py"))
     assert "import updp_hf" not in (tmp_path / "README.md").read_text(encoding="utf-8")
 

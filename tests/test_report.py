@@ -219,12 +219,15 @@ def test_models_in_other_precisions_tell_the_same():
     assert found.latency_conditions["dtype"] == "bfloat16"
 
 
-def test_a_stock_model_tells_its_costs():
+def test_a_stock_model_tells_its_costs_beside_what_it_was():
     stock = pruned(vit, Form.BLOCK_DROP)
-    report = report_of(stock)
+    report = report_of(stock, base=vit(), plan=last_two(vit).to_dict())
     assert report.model == dict.fromkeys(("base_class", "merged_class"), "ViTForImageClassification")
     assert report.after == measure_costs({"": stock})[0][""]
-    assert report.plan["sites"] == []
+    assert report.before.parameters > report.after.parameters
+    assert len(report.plan["sites"]) == 2
+    with pytest.raises(ValueError, match="does not tell what was pruned"):
+        report_of(stock)
 
 
 def test_a_model_that_was_pruned_twice_tells_of_blocks_that_it_has():

@@ -1,5 +1,6 @@
 """The model card: one template, filled with the facts of a report and with nothing else."""
 
+import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ from huggingface_hub import EvalResult, ModelCardData
 from transformers.utils import logging
 
 from updp_hf.core.sites import Form
+from updp_hf.modeling_updp import UPDPForImageClassification
 from updp_hf.origin import is_hub_id
 from updp_hf.plots import Fate, fates_of, plot_before_after, plot_blocks, plot_schedule
-from updp_hf.report import Report, latency_facts, side_by_side
+from updp_hf.report import Report, latency_facts, side_by_side, speed_ups
 
-__all__ = ["CARD_NAME", "PICTURES", "draw_pictures", "is_generated", "render_card", "write_card"]
+__all__ = ["CARD_NAME", "PICTURES", "add_card", "draw_pictures", "is_generated", "render_card", "write_card"]
 
 logger = logging.get_logger(__name__)
 
@@ -52,6 +54,7 @@ def render_card(report: Report, repo_id: str, pictures: Collection[str] = tuple(
         keep_trailing_newline=True,
         autoescape=False,  # Markdown, not HTML
     )
+    report = report.as_saved()
     name = report.metadata.get("model_name") or repo_id.rstrip("/").rpartition("/")[2]
     return environment.get_template("card_template.md").render(
         report=report,
@@ -61,12 +64,16 @@ def render_card(report: Report, repo_id: str, pictures: Collection[str] = tuple(
         generated=GENERATED,
         metadata=_metadata(report, name).to_yaml(),
         base_model=_base_model(report),
-        is_stock=report.model.get("merged_class") == report.model.get("base_class"),
+        is_stock=report.model.get("merged_class") not in (None, UPDPForImageClassification.__name__),
         fates=fates_of(report),
         outcome=_outcome(report),
-        speed_ups=_speed_ups(report),
+        num_pruned=len({site["block"] for site in report.plan.get("sites", [])}),
+        speed_ups=speed_ups(report.before.latency, report.after.latency),
         sites=_sites(report),
         comparison=_comparison(report),
+        untrained=_numbers(report.metrics_without_training),
+        metric=_metric,
+        at_most=_at_most,
         runtimes=side_by_side(
             {name: latency_facts(seconds) for name, seconds in report.onnx.get("latency", {}).items()}
         ),
@@ -75,29 +82,36 @@ def render_card(report: Report, repo_id: str, pictures: Collection[str] = tuple(
 
 
 def write_card(report: Report, folder: Path, repo_id: str) -> None:
-    """Write the card and its pictures into `folder`, beside the model. A card that was edited by hand stays.
+    """Write the card and its pictures into `folder`, beside the model."""
+    pictures = draw_pictures(report, folder)
+    (folder / CARD_NAME).write_text(render_card(report, repo_id, pictures), encoding="utf-8")
 
-    Nothing is raised: a model without a card is still a model.
-    """
+
+def add_card(report: Report, folder: Path, repo_id: str) -> None:
+    """Write the card, unless somebody edited the one in `folder`. Nothing is raised: the model is whole without it."""
     card = folder / CARD_NAME
+    if card.is_file() and not is_generated(card):
+        logger.warning(f"{card} was edited by hand, so it is left as it is: `updp-hf card --force` replaces it.")
+        return
     try:
-        pictures = draw_pictures(report, folder)
-        text = render_card(report, repo_id, pictures)
-        if card.is_file() and not is_generated(card):
-            logger.warning(f"{card} was edited by hand, so it is left as it is: `updp-hf card --force` replaces it.")
-        else:
-            card.write_text(text, encoding="utf-8")
+        write_card(report, folder, repo_id)
     except Exception as error:  # whatever it is, a training run must not end without its model because of it
         logger.warning(f"No card was written in {folder} ({type(error).__name__}: {error}): try `updp-hf card` there.")
 
 
 def draw_pictures(report: Report, folder: Path) -> list[str]:
-    """Draw what the report has the facts for, and return the names of the files."""
-    has_facts = {"before_after.png": True, "blocks.png": bool(fates_of(report)), "schedule.png": bool(report.training)}
-    drawn = [name for name in PICTURES if has_facts[name]]
-    for name in drawn:
-        PICTURES[name](report, folder / name)
-    return drawn
+    """Draw what the report has the facts for, and return the names of the files; older ones are taken away."""
+    has_facts = {
+        "before_after.png": True,
+        "blocks.png": bool(fates_of(report)),
+        "schedule.png": bool(report.training.get("steps")),
+    }
+    for name, draw in PICTURES.items():
+        if has_facts[name]:
+            draw(report, folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)
+    return [name for name in PICTURES if has_facts[name]]
 
 
 def is_generated(card: Path) -> bool:
@@ -121,7 +135,7 @@ def _metadata(report: Report, name: str) -> ModelCardData:
             metric_name=metric,
             metric_value=round(value, 6),
         )
-        for metric, value in report.metrics_after.items()
+        for metric, value in _numbers(report.metrics_after).items()
         if metric != "loss"
     ]
     base_model = _base_model(report)
@@ -154,12 +168,6 @@ def _outcome(report: Report) -> str:
     return ", ".join(pruned) or "none"
 
 
-def _speed_ups(report: Report) -> dict[str, float]:
-    """Return how many times as fast the pruned model is, by batch size."""
-    before, after = report.before.latency or {}, report.after.latency or {}
-    return {size: before[size] / after[size] for size in before if size in after}
-
-
 def _sites(report: Report) -> str:
     rows = [
         {
@@ -169,7 +177,7 @@ def _sites(report: Report) -> str:
             "MACs saved": f"{site['macs_saved'] / report.before.macs:.1%}",
             "parameters saved": f"{site['params_saved'] / report.before.parameters:.1%}",
         }
-        for site in report.plan["sites"]
+        for site in report.plan.get("sites", [])
     ]
     columns = rows[0] if rows else {}
     return side_by_side({column: {str(i): row[column] for i, row in enumerate(rows, start=1)} for column in columns})
@@ -185,21 +193,36 @@ def _inside(slot: str, block: str) -> str:
 
 def _comparison(report: Report) -> str:
     """Return the table of the model before and after, with how much that is."""
-    names = list(dict.fromkeys(["accuracy", *report.metrics_before, *report.metrics_after]))
+    found = _numbers(report.metrics_before), _numbers(report.metrics_after)
+    names = list(dict.fromkeys(["accuracy", *found[0], *found[1]]))
     before, after = (
-        {_held_out(name): _metric(name, found[name]) if name in found else NOT_MEASURED for name in names}
-        for found in (report.metrics_before, report.metrics_after)
+        {_held_out(name): _metric(name, metrics[name]) if name in metrics else NOT_MEASURED for name in names}
+        for metrics in found
     )
     columns = {"before": {**before, **report.before.facts()}, "after": {**after, **report.after.facts()}}
+    faster = speed_ups(report.before.latency, report.after.latency)
     columns["change"] = {
-        **{_held_out(name): _difference(name, report.metrics_before, report.metrics_after) for name in names},
+        **{_held_out(name): _difference(name, *found) for name in names},
         "parameters": f"to {report.after.parameters / report.before.parameters:.0%}",
         "MACs per image": f"to {report.after.macs / report.before.macs:.0%}",
-        **{f"latency, batch {size}": f"{value:.2f}× as fast" for size, value in _speed_ups(report).items()},
+        **{f"latency, batch {size}": f"{value:.2f}× as fast" for size, value in faster.items()},
     }
-    if not _speed_ups(report):
+    if not faster:
         columns["change"]["latency"] = NOT_MEASURED
     return side_by_side(columns)
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Leave out what is no number: a `compute_metrics` may return a confusion matrix, too."""
+    return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+
+
+def _at_most(value: float) -> str:
+    """Return `value` with one digit, rounded up: a bound stays a bound."""
+    if not value > 0.0:
+        return f"{value:.0f}"
+    unit = 10.0 ** math.floor(math.log10(value))
+    return f"{math.ceil(round(value / unit, 6)) * unit:.0e}"
 
 
 def _held_out(metric: str) -> str:

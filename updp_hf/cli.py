@@ -16,7 +16,7 @@ from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, logging
 
-from updp_hf.card import CARD_NAME, is_generated, write_card
+from updp_hf.card import CARD_NAME, add_card, is_generated, write_card
 from updp_hf.core.cost import measure_latency
 from updp_hf.core.sites import Form
 from updp_hf.export import export_onnx
@@ -24,8 +24,9 @@ from updp_hf.files import gated_model_in, save_merged
 from updp_hf.hub import push_folder
 from updp_hf.inputs import example_inputs_of
 from updp_hf.merging import merge
-from updp_hf.report import measure_costs, report_in, report_of, side_by_side
+from updp_hf.report import latency_facts, measure_costs, report_in, report_of, side_by_side, speed_ups
 from updp_hf.sites_table import few, sites_table
+from updp_hf.surgery import plan_of, without_gates
 
 __all__ = ["main"]
 
@@ -46,7 +47,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, ImportError) as error:
         if args.debug:
             raise
-        print(f"updp-hf: {error}", file=sys.stderr)
+        print(f"updp-hf: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except Exception as error:  # a mistake of ours, of which users need no more than that
+        if args.debug:
+            raise
+        reason = " ".join(str(error).split())
+        print(f"updp-hf: {type(error).__name__}: {reason}. `--debug` shows where: please report it.", file=sys.stderr)
         return 1
     return 0
 
@@ -132,74 +139,89 @@ def _sites(args: argparse.Namespace) -> None:
 def _merge(args: argparse.Namespace) -> None:
     if (args.output / CONFIG_NAME).exists():
         raise ValueError(f"{args.output} holds a model already: choose a new folder for the merged one.")
-    merged = merge(gated_model_in(args.checkpoint))
+    gated = gated_model_in(args.checkpoint)
+    merged = merge(gated)
     has_processor = (args.checkpoint / IMAGE_PROCESSOR_NAME).is_file()
     processor = AutoImageProcessor.from_pretrained(args.checkpoint) if has_processor else None
-    save_merged(merged, args.output, processor, report_of(merged, batch_sizes=(1, 8)), args.output.name)
+    report = report_of(merged, (1, 8), base=without_gates(gated), plan=plan_of(gated).to_dict())
+    save_merged(merged, args.output, processor, report, args.output.resolve().name)
     print(f"Saved the merged model in {args.output}.")
 
 
 def _benchmark(args: argparse.Namespace) -> None:
-    for size in (*args.batch_size, args.rounds):
-        _refuse_below_one("--batch_size and --rounds", size)
+    for option, values in (("--batch_size", args.batch_size), ("--rounds", [args.rounds])):
+        for value in values:
+            _refuse_below_one(option, value)
     models: dict[str, nn.Module] = {name: _load(name).eval() for name in dict.fromkeys(args.models)}
     first, *others = models
-    inputs = [example_inputs_of(models[first], size) for size in args.batch_size]
+    images = {name: next(iter(example_inputs_of(model).values())) for name, model in models.items()}
+    kinds = {name: f"{tuple(image.shape[1:])} in {image.dtype}" for name, image in images.items()}
     for name in others:
-        ours, theirs = (next(iter(example_inputs_of(models[n]).values())).shape for n in (name, first))
-        if ours != theirs:
+        if kinds[name] != kinds[first]:
             raise ValueError(
-                f"{name} takes images of {tuple(ours[1:])}, {first} of {tuple(theirs[1:])}: compare alike."
+                f"{name} takes images of {kinds[name]}, {first} of {kinds[first]}: compare models for the same images."
             )
     costs, conditions = measure_costs(models, args.batch_size, args.rounds)
-    facts = {name: costs[name].facts() for name in models}
-    compiled: dict[str, Any] = {name: torch.compile(model) for name, model in models.items()} if args.compile else {}
-    medians = measure_latency(compiled, inputs, rounds=args.rounds)
-    for index, size in enumerate(args.batch_size):
-        eager = {name: (costs[name].latency or {})[str(size)] for name in models}
-        for name in others:
-            facts[name][f"speed-up, batch {size}"] = f"{eager[first] / eager[name]:.2f}×"
-        for name in compiled:
-            seconds = medians[name][index]
-            facts[name][f"latency, batch {size}, compiled"] = f"{seconds * 1e3:.2f} ms"
-            if name != first:
-                facts[name][f"speed-up, batch {size}, compiled"] = f"{medians[first][index] / seconds:.2f}×"
-    for row in [row for name in others for row in facts[name] if row not in facts[first]]:
-        facts[first][row] = "1"
+    facts = {name: costs[name].facts() | _faster(costs[first].latency, costs[name].latency) for name in models}
+    if args.compile:
+        inputs = [example_inputs_of(models[first], size) for size in args.batch_size]
+        try:
+            compiled: dict[str, Any] = {name: torch.compile(model) for name, model in models.items()}
+            medians = measure_latency(compiled, inputs, rounds=args.rounds)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"torch.compile fails ({reason}): measure without `--compile`.") from error
+        latencies = {name: dict(zip(map(str, args.batch_size), medians[name], strict=True)) for name in models}
+        for name, seconds in latencies.items():
+            rows = latency_facts(seconds) | _faster(latencies[first], seconds)
+            facts[name] |= {f"{row}, compiled": value for row, value in rows.items()}
+    if others:  # 1 is what the ratios are to
+        facts[first] |= dict.fromkeys((row for row in facts[others[0]] if row not in facts[first]), "1")
     print(side_by_side(facts))
     print("\n" + ", ".join(f"{fact}: {value}" for fact, value in conditions.items() if fact != "mode"))
 
 
+def _faster(first: dict[str, float] | None, this: dict[str, float] | None) -> dict[str, str]:
+    ratios = {} if this is first else speed_ups(first, this)
+    return {f"speed-up, batch {size}": f"{ratio:.2f}×" for size, ratio in ratios.items()}
+
+
 def _export(args: argparse.Namespace) -> None:
+    _refuse_no_folder(args.folder)
     report = report_in(args.folder, _load(str(args.folder)))
     exported = export_onnx(args.folder)
     report = replace(report, onnx=exported.facts())
     report.save(args.folder)
-    write_card(report, args.folder, args.folder.resolve().name)
-    print(f"Wrote {exported.file}: opset {exported.opset}, logits within {exported.difference:.0e} of PyTorch's.\n")
+    add_card(report, args.folder, args.folder.resolve().name)
+    print(f"Wrote {exported.file}: opset {exported.opset}, logits within {exported.difference:.1e} of PyTorch's.\n")
     print(side_by_side(exported.columns()))
 
 
 def _card(args: argparse.Namespace) -> None:
+    _refuse_no_folder(args.folder)
     report = report_in(args.folder, _load(str(args.folder)))
     card = args.folder / CARD_NAME
-    if card.is_file() and not is_generated(card):
-        if not args.force:
-            raise ValueError(f"{card} was edited by hand, so it is left as it is: `--force` writes over it.")
-        card.unlink()
+    if card.is_file() and not is_generated(card) and not args.force:
+        raise ValueError(f"{card} was edited by hand, so it is left as it is: `--force` writes over it.")
     report.save(args.folder)
     write_card(report, args.folder, args.repo_id or args.folder.resolve().name)
     print(f"Wrote {card}.")
 
 
 def _push(args: argparse.Namespace) -> None:
+    _refuse_no_folder(args.folder)
     names = ("private", "token", "revision", "commit_message", "create_pr")
     print(push_folder(args.folder, args.repo_id, **{name: getattr(args, name) for name in names}).commit_url)
 
 
 def _refuse_below_one(option: str, value: int) -> None:
     if value < 1:
-        raise ValueError(f"{option} is {value}, expected at least 1: give a number of images.")
+        raise ValueError(f"{option} is {value}, expected at least 1: give a larger number.")
+
+
+def _refuse_no_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise ValueError(f"There is no folder {folder}, expected that of a merged model: give the one it was saved in.")
 
 
 def _load(name: str) -> PreTrainedModel:

@@ -13,10 +13,10 @@ from torch import nn
 from transformers import AutoModelForImageClassification, PreTrainedModel
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from updp_hf.card import CARD_NAME, PICTURES, write_card
+from updp_hf.card import CARD_NAME, PICTURES, add_card
 from updp_hf.configuration_updp import UPDPConfig
 from updp_hf.core.plan import Plan, PlanError
-from updp_hf.modeling_updp import base_config, updp_config
+from updp_hf.modeling_updp import UPDPForImageClassification, base_config, updp_config
 from updp_hf.processors import ordinary_processor
 from updp_hf.report import REPORT_NAME, Report, digest_of_weights
 from updp_hf.surgery import gate_, plan_of
@@ -33,8 +33,9 @@ __all__ = [
     "save_processor",
 ]
 
+_WEIGHTS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, "model-*-of-*.safetensors")
 MERGED_FILES = (
-    *(CONFIG_NAME, SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, "model-*-of-*.safetensors", IMAGE_PROCESSOR_NAME),
+    *(CONFIG_NAME, *_WEIGHTS, IMAGE_PROCESSOR_NAME),
     *("checks_updp.py", "configuration_updp.py", "layout_updp.py", "modeling_updp.py", "weights_updp.py"),
     *(REPORT_NAME, CARD_NAME, *PICTURES, "onnx/model.onnx", "onnx/model.onnx.data"),
 )
@@ -65,8 +66,9 @@ def load_checkpoint_(model: nn.Module, folder: str | Path) -> None:
     try:
         safetensors.torch.load_model(model, file)
     except (RuntimeError, safetensors.SafetensorError) as error:
+        reason = " ".join(str(error).split())
         raise ValueError(
-            f"The checkpoint {folder} does not fit the model: {error}. Resume with the model, the plan and the "
+            f"The checkpoint {folder} does not fit the model: {reason}. Resume with the model, the plan and the "
             "options that the run was started with."
         ) from error
 
@@ -91,7 +93,12 @@ def gated_model_in(checkpoint: str | Path) -> nn.Module:
         ValueError: its weights do not fit its configuration.
     """
     plan = plan_in(checkpoint)
-    model = AutoModelForImageClassification.from_config(base_config(UPDPConfig.from_pretrained(checkpoint)))
+    config = UPDPConfig.from_pretrained(checkpoint)
+    base = config.base_config or {}
+    if base.get("model_type") == UPDPConfig.model_type:  # what had been pruned before
+        model = UPDPForImageClassification(UPDPConfig.from_dict(base))
+    else:
+        model = AutoModelForImageClassification.from_config(base_config(config))
     gate_(model, plan)
     load_checkpoint_(model, checkpoint)
     return model.eval()
@@ -143,9 +150,13 @@ def save_merged(merged: nn.Module, folder: Path, processing_class: Any, report: 
             save_processor(processing_class, Path(unfinished))
         report = replace(report, weights=digest_of_weights(unfinished))
         report.save(unfinished)
+        stale = {file.name for pattern in _WEIGHTS for file in folder.glob(pattern)}
         for file in Path(unfinished).iterdir():
             os.replace(file, folder / file.name)
-    write_card(report, folder, repo_id)
+            stale.discard(file.name)
+        for name in stale:
+            (folder / name).unlink()
+    add_card(report, folder, repo_id)
 
 
 def save_processor(processing_class: Any, folder: Path) -> None:

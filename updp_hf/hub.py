@@ -20,7 +20,7 @@ from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # exporte
 from transformers import AutoModelForImageClassification, PreTrainedModel
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, cached_file, logging
 
-from updp_hf.card import CARD_NAME, is_generated, write_card
+from updp_hf.card import CARD_NAME, add_card, is_generated
 from updp_hf.files import MERGED_FILES, is_training_checkpoint, save_processor
 from updp_hf.modeling_updp import UPDPForImageClassification
 from updp_hf.report import REPORT_NAME, Report, report_in
@@ -201,7 +201,7 @@ def _files(folder: Path, report: Report, repo_id: str, staged: Path) -> dict[str
     report.save(staged)
     card = folder / CARD_NAME
     if not card.is_file() or is_generated(card):
-        write_card(report, staged, repo_id)
+        add_card(report, staged, repo_id)
     return files | {path.name: path for path in staged.iterdir()}
 
 

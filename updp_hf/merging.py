@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -81,8 +82,41 @@ def merge(
         inside = tuple(f"{path}." for path, spec in layout.items() if spec["kind"] != "end")
         earlier = {path: spec for path, spec in (merged.config.layout or {}).items() if not path.startswith(inside)}
         layout = {**earlier, **layout}
+        plan = _after_earlier(plan, merged.config.plan)
         merged = merged.base
     return with_layout(merged, layout, plan=plan.to_dict(), merge_error=error).train(model.training)
+
+
+def _after_earlier(plan: Plan, earlier: Mapping[str, Any] | None) -> Plan:
+    """Return the plan of both prunings of a model that had been pruned before, with the slots of the stock model."""
+
+    def stock(paths: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(path.removeprefix("base.") for path in paths)
+
+    sites = [
+        replace(
+            site,
+            block=site.block.removeprefix("base."),
+            container=site.container and site.container.removeprefix("base."),
+            run=stock(site.run),
+            activations=stock(site.activations),
+            norms=stock(site.norms),
+            shared=stock(site.shared),
+            marked=stock(site.marked),
+            cropped=stock(site.cropped),
+        )
+        for site in plan.sites
+    ]
+    before = Plan.from_dict(earlier) if earlier else Plan(())
+    slots = [slot for site in sites for slot in site.run]
+    kept = [site for site in before.sites if not any(_clash(old, new) for old in site.run for new in slots)]
+    if any(site.form is Form.BLOCK_DROP for site in (*kept, *sites)):
+        plan = replace(plan, end_activation=None)  # nothing is left of those blocks that it could follow
+    return replace(plan, sites=(*kept, *sites), base_model=before.base_model, revision=before.revision)
+
+
+def _clash(one: str, other: str) -> bool:
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
 def _without_autocast(model: nn.Module) -> nn.Module:

@@ -238,7 +238,7 @@ def _with_config(config_class: type[UPDPConfig], source: Any, kwargs: dict[str, 
 def updp_config(base: PreTrainedModel, **fields: Any) -> UPDPConfig:
     """Return the configuration of what was made from `base`, with its labels."""
     document = base.config.to_dict()
-    for machine_bound in ("_name_or_path", "transformers_version"):
+    for machine_bound in ("_name_or_path", "auto_map", "transformers_version"):
         document.pop(machine_bound, None)
     document["architectures"] = [type(base).__name__]
     return UPDPConfig(

@@ -1,5 +1,6 @@
 """Where a model comes from: what the Hub says of its checkpoint, and what the images it was evaluated on are."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import datasets
@@ -46,5 +47,6 @@ def dataset_facts(dataset: Any) -> dict[str, Any]:
         sources = [source for source in info.download_checksums or {} if source.startswith("hf://datasets/")]
         repository = sources[0].removeprefix("hf://datasets/").partition("@")[0] if sources else None
         facts = {"id": repository, "name": info.dataset_name or repository, "split": dataset.split}
-    facts["images"] = len(dataset) if hasattr(dataset, "__len__") else None
+    is_one_set = hasattr(dataset, "__len__") and not isinstance(dataset, Mapping)
+    facts["images"] = len(dataset) if is_one_set else None
     return {name: value if name == "images" else str(value) for name, value in facts.items() if value is not None}

@@ -45,12 +45,13 @@ _LOOKS: dict[Fate, dict[str, Any]] = {
 def fates_of(report: Report) -> dict[str, Fate]:
     """Return what became of each block of the unpruned network, in order of execution.
 
-    A block of which one of several runs was merged counts as merged.
+    A block of which some part was merged counts as merged.
     """
     fates = dict.fromkeys(report.blocks, Fate.KEPT)
     fate_of_form = {Form.BLOCK_DROP: Fate.DROPPED, Form.ATTENTION_DROP: Fate.WITHOUT_ATTENTION}
-    for site in report.plan["sites"]:
-        fates[site["block"]] = fate_of_form.get(Form(site["form"]), Fate.MERGED)
+    for site in report.plan.get("sites", []):
+        if fates.get(site["block"]) is not Fate.MERGED:
+            fates[site["block"]] = fate_of_form.get(Form(site["form"]), Fate.MERGED)
     return fates
 
 
@@ -96,7 +97,7 @@ def plot_before_after(report: Report, file: Path) -> None:
         "MACs per image, M": ([before.macs / 1e6, after.macs / 1e6], "{:,.1f}"),
         "parameters, M": ([before.parameters / 1e6, after.parameters / 1e6], "{:.2f}"),
     }
-    sizes = [size for size in before.latency or {} if size in (after.latency or {})]
+    sizes = sorted(set(before.latency or {}) & set(after.latency or {}), key=int)
     for size in sizes:
         panels[f"latency, batch {size}, ms"] = (
             [1e3 * (cost.latency or {})[size] for cost in (before, after)],
@@ -123,7 +124,7 @@ def _bars(axes: Axes, title: str, values: Sequence[float | None], form: str) -> 
     axes.spines["left"].set_visible(False)
     axes.set_xticks([0, 1], ["before", "after"], fontsize=8, color=INK)
     axes.set_xlim(-0.6, 1.6)
-    axes.set_ylim(0, 1.18 * max([value for value in values if value is not None], default=1.0))
+    axes.set_ylim(0, 1.18 * max([value for value in values if value], default=1.0))
     for place, (value, colour) in enumerate(zip(values, (BEFORE, AFTER), strict=True)):
         if value is not None:
             axes.bar(place, value, width=0.7, color=colour)

@@ -5,7 +5,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -35,6 +35,7 @@ __all__ = [
     "report_in",
     "report_of",
     "side_by_side",
+    "speed_ups",
 ]
 
 logger = logging.get_logger(__name__)
@@ -64,9 +65,19 @@ class Cost:
         }
 
 
+def _size(item: tuple[str, float]) -> int:
+    return int(item[0])
+
+
 def latency_facts(seconds: Mapping[str, float]) -> dict[str, str]:
     """Return latencies in seconds, by batch size, as people read them."""
-    return {f"latency, batch {size}": f"{value * 1e3:.2f} ms" for size, value in seconds.items()}
+    return {f"latency, batch {size}": f"{value * 1e3:.2f} ms" for size, value in sorted(seconds.items(), key=_size)}
+
+
+def speed_ups(before: Mapping[str, float] | None, after: Mapping[str, float] | None) -> dict[str, float]:
+    """Return how many times as fast the second is, by batch size, where both were measured."""
+    before, after = before or {}, after or {}
+    return {size: before[size] / after[size] for size in sorted(before, key=int) if size in after}
 
 
 @dataclass
@@ -97,8 +108,14 @@ class Report:
 
     def save(self, folder: str | Path) -> None:
         """Write the report into `folder`."""
-        document = json.dumps(asdict(self), indent=2, sort_keys=True, default=str)
-        (Path(folder) / REPORT_NAME).write_text(document + "\n", encoding="utf-8")
+        (Path(folder) / REPORT_NAME).write_text(self._document() + "\n", encoding="utf-8")
+
+    def as_saved(self) -> Self:
+        """Return the report as it will be read again: what is no JSON value as text, everything in order."""
+        return self.from_dict(json.loads(self._document()))
+
+    def _document(self) -> str:
+        return json.dumps(asdict(self), indent=2, sort_keys=True, default=str)
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Self:
@@ -142,6 +159,9 @@ def report_in(folder: str | Path, model: PreTrainedModel) -> Report:
     """Return the report in `folder` if it is about the weights there, else one with what `model` itself tells.
 
     A model that was trained on, or merged by hand, has no figures but those that can be counted.
+
+    Raises:
+        ValueError: the model is a stock one, of which nothing tells that it was pruned.
     """
     if (Path(folder) / REPORT_NAME).is_file():
         report = Report.load(folder)
@@ -151,23 +171,43 @@ def report_in(folder: str | Path, model: PreTrainedModel) -> Report:
             f"The report in {folder} is about other weights than those that lie there, so its figures are left out of "
             "the card."
         )
-    return report_of(model)
+    return replace(report_of(model), weights=digest_of_weights(folder))
 
 
-def report_of(merged: PreTrainedModel, batch_sizes: Sequence[int] = ()) -> Report:
-    """Return what a merged model itself tells: what was pruned, and what it costs beside its unpruned skeleton."""
-    if merged.config.model_type != UPDPConfig.model_type:
-        (cost,) = measure_costs({"": merged})[0].values()
-        return Report({"sites": []}, cost, cost, model_facts(merged, merged))
-    base = AutoModelForImageClassification.from_config(base_config(merged.config)).to(merged.device, merged.dtype)
+def report_of(
+    merged: PreTrainedModel,
+    batch_sizes: Sequence[int] = (),
+    *,
+    base: nn.Module | None = None,
+    plan: Mapping[str, Any] | None = None,
+) -> Report:
+    """Return what a merged model tells: what was pruned, and what it costs before and after.
+
+    Args:
+        merged: the model.
+        batch_sizes: the batch sizes to measure latency at; none measures no latency.
+        base: the unpruned model; by default one of its structure, built from the configuration.
+        plan: the plan that was followed, by default that in the configuration.
+
+    Raises:
+        ValueError: the model is a stock one that does not tell what was pruned, and no `base` is given.
+    """
+    if base is None:
+        if merged.config.model_type != UPDPConfig.model_type:
+            raise ValueError(
+                f"A stock {type(merged).__name__} does not tell what was pruned of it: keep the {REPORT_NAME} that "
+                "`save_model` left beside its weights."
+            )
+        base = AutoModelForImageClassification.from_config(base_config(merged.config))
+        base = base.to(merged.device, merged.dtype)
     costs, conditions = measure_costs({"before": base, "after": merged}, batch_sizes)
     return Report(
-        plan=merged.config.plan or {"sites": []},
+        plan=dict(plan or getattr(merged.config, "plan", None) or {"sites": []}),
         before=costs["before"],
         after=costs["after"],
         model=model_facts(base, merged),
         blocks=blocks_of(base),
-        merge_error=merged.config.merge_error,
+        merge_error=getattr(merged.config, "merge_error", None),
         latency_conditions=conditions,
     )
 

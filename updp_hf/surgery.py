@@ -1,5 +1,6 @@
 """Find and gate: where a model can be closed, and gates put there. No model class is named here."""
 
+import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -39,6 +40,7 @@ __all__ = [
     "require_sites",
     "set_lambdas_",
     "site_gates",
+    "without_gates",
 ]
 
 logger = logging.get_logger(__name__)
@@ -174,6 +176,15 @@ def gate_(model: nn.Module, plan: Plan, *, example_inputs: Mapping[str, Tensor] 
         for block in plan.blocks:
             _append_end_(model, block, plan)
     model.updp_plan = plan  # type: ignore[assignment]
+
+
+def without_gates(model: nn.Module) -> nn.Module:
+    """Return a copy of `model` with the original in every slot that holds a gate."""
+    stock = copy.deepcopy(model)
+    stock.__dict__.pop("updp_plan", None)
+    for path, gate in reversed(list(gates(stock))):
+        stock.set_submodule(path, gate.original)
+    return stock
 
 
 def plan_of(model: nn.Module) -> Plan:

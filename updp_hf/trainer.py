@@ -20,9 +20,9 @@ from transformers.utils import logging
 
 from updp_hf.calibration import calibrate_
 from updp_hf.callback import UPDPCallback
-from updp_hf.card import write_card
+from updp_hf.card import add_card
 from updp_hf.core.cost import LatencyTable
-from updp_hf.core.gate import gates, is_gated
+from updp_hf.core.gate import is_gated
 from updp_hf.core.plan import Plan
 from updp_hf.core.policy import ramp
 from updp_hf.core.search import Fitness
@@ -41,7 +41,7 @@ from updp_hf.scoring import ScoreHistory, agreed, label_fit, spread
 from updp_hf.selection import demand_of, select
 from updp_hf.selectors import fittest, selector_by_name
 from updp_hf.supernet import train_supernet
-from updp_hf.surgery import blocks_of, gate_, plan_of, require_sites
+from updp_hf.surgery import blocks_of, gate_, plan_of, require_sites, without_gates
 from updp_hf.training_args import SUPERNET, UPDPTrainingArguments
 
 __all__ = ["UPDPTrainer"]
@@ -83,7 +83,7 @@ class UPDPTrainer(GatedTrainer):
     ):
         super().__init__(model, args, **kwargs)
         refuse_occupied(args.output_dir, model)
-        self.base = _without_gates(model).eval().requires_grad_(False)
+        self.base = without_gates(model).eval().requires_grad_(False)
         self.callback = UPDPCallback(ramp(args.ramp, args.ramp_start, args.ramp_end))  # type: ignore[arg-type]
         self.add_callback(self.callback)
         self.teacher = teacher
@@ -121,7 +121,7 @@ class UPDPTrainer(GatedTrainer):
             if self._supernet is not None:
                 set_seed(self.args.seed)  # the same whether the supernet has just been trained or was found
                 if self.args.start_from_supernet:
-                    self.model.load_state_dict(_without_gates(self._supernet).state_dict())
+                    self.model.load_state_dict(without_gates(self._supernet).state_dict())
             gate_(self.model, plan)
             calibrate_(self.model, self._calibration_batches())
             logger.info("Pruning %d blocks: %s.", len(plan.blocks), ", ".join(plan.blocks))
@@ -361,7 +361,7 @@ class UPDPTrainer(GatedTrainer):
         self.accelerator.wait_for_everyone()
 
     def _repo_id(self, folder: Path) -> str:
-        return str(self.hub_model_id or self.args.hub_model_id or folder.name)
+        return str(self.hub_model_id or self.args.hub_model_id or folder.resolve().name)
 
     def create_model_card(
         self,
@@ -396,7 +396,7 @@ class UPDPTrainer(GatedTrainer):
             evaluated_on={**report.evaluated_on, **_given(where)},
         )
         report.save(folder)
-        write_card(report, folder, self._repo_id(folder))
+        add_card(report, folder, self._repo_id(folder))
 
     def push_to_hub(
         self,
@@ -438,15 +438,6 @@ class UPDPTrainer(GatedTrainer):
         if not blocking:
             return HfApi().run_as_future(push_folder, folder, repo_id, **options)
         return push_folder(folder, repo_id, **options)
-
-
-def _without_gates(model: nn.Module) -> nn.Module:
-    """Return a copy of `model` with the original in every slot that holds a gate."""
-    stock = copy.deepcopy(model)
-    stock.__dict__.pop("updp_plan", None)
-    for path, gate in reversed(list(gates(stock))):
-        stock.set_submodule(path, gate.original)
-    return stock
 
 
 def _given(facts: dict[str, Any]) -> dict[str, Any]:
