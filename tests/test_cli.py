@@ -307,7 +307,7 @@ def test_what_is_no_folder_is_taken_for_a_hub_id(name, capsys):
 
 
 def test_batches_without_images_are_refused_before_anything_is_loaded(capsys):
-    expected = "updp-hf: --batch_size is 0, expected at least 1: give a number of images.\n"
+    expected = "updp-hf: --batch_size is 0, expected at least 1: give a larger number.\n"
     assert run(capsys, "nowhere", "--batch_size", 0) == (1, "", expected)
 
 

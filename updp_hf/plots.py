@@ -80,7 +80,7 @@ def plot_blocks(report: Report, file: Path) -> None:
     axes.set_ylim(-1.55 * (rows - 1) - 0.6, 0.95)
     axes.set_axis_off()
     figure.legend(loc="outside lower center", ncols=len(Fate), frameon=False, labelcolor=INK, fontsize=9)
-    _save(figure, file)
+    figure.savefig(file, dpi=150)
 
 
 def _short(block: str) -> str:
@@ -110,7 +110,7 @@ def plot_before_after(report: Report, file: Path) -> None:
         figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
     ):
         _bars(axes, title, values, form)
-    _save(figure, file)
+    figure.savefig(file, dpi=150)
 
 
 def _percent(metrics: Mapping[str, float]) -> float | None:
@@ -153,7 +153,7 @@ def plot_schedule(report: Report, file: Path) -> None:
         twin.spines["right"].set_visible(True)
         twin.plot(*zip(*evaluations, strict=True), "o-", color=AFTER, lw=1, ms=4)
         twin.set_ylabel("held-out accuracy, %", fontsize=9, color=AFTER)
-    _save(figure, file)
+    figure.savefig(file, dpi=150)
 
 
 def plot_front(front: "Front", file: Path) -> None:
@@ -169,7 +169,7 @@ def plot_front(front: "Front", file: Path) -> None:
     axes.set_ylabel(front.score)
     axes.grid(alpha=0.3)
     axes.legend()
-    _save(figure, file)
+    figure.savefig(file, dpi=150)
 
 
 def _plain(axes: Axes) -> None:
@@ -179,8 +179,3 @@ def _plain(axes: Axes) -> None:
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
         axes.spines[side].set_color(FAINT)
-
-
-def _save(figure: Figure, file: Path) -> None:
-    # Without the version of matplotlib in the file, the same facts give the same bytes.
-    figure.savefig(file, dpi=150, metadata={"Software": None})

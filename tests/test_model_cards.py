@@ -1,0 +1,32 @@
+"""The published cards are what their reports render to."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from updp_hf.card import CARD_NAME, PICTURES, draw_pictures, render_card
+from updp_hf.report import REPORT_NAME, Report
+
+FOLDERS = sorted(file.parent for file in (Path(__file__).parent.parent / "model_cards").glob(f"*/{REPORT_NAME}"))
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_a_card_is_what_its_report_renders_to(folder, tmp_path):
+    report = Report.load(folder)
+    pictures = draw_pictures(report, tmp_path)
+    assert {file.name for file in folder.iterdir()} == {CARD_NAME, REPORT_NAME, *pictures}
+    assert (folder / CARD_NAME).read_bytes() == render_card(report, folder.name, pictures).encode()
+    report.save(tmp_path)
+    assert (folder / REPORT_NAME).read_bytes() == (tmp_path / REPORT_NAME).read_bytes()
+    for name in pictures:
+        drawn, published = Image.open(tmp_path / name), Image.open(folder / name)
+        if drawn.info["Software"] == published.info["Software"]:  # else another version of matplotlib drew it
+            assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_there_are_cards_of_all_networks_of_the_recipe():
+    assert {folder.name for folder in FOLDERS} == {
+        f"digits_{name}" for name in ("convnext", "mobilenetv2", "resnet", "vit")
+    }
+    assert all(set(PICTURES) <= {file.name for file in folder.iterdir()} for folder in FOLDERS)
