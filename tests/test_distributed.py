@@ -59,10 +59,16 @@ def test_all_processes_end_with_the_same_network(two, name):
 @pytest.mark.parametrize("name", RUNS)
 def test_only_the_main_process_writes(two, name):
     names = {path.name for path in (two / f"{name}-0").iterdir() if not path.name.startswith("checkpoint-")}
-    assert names == {"config.json", "model.safetensors", "updp_report.json"}
+    assert {"config.json", "model.safetensors", "updp_report.json", "README.md"} <= names
     written = {path.name for path in (two / f"{name}-1").rglob("*") if path.is_file()}
     # The Trainer itself keeps the state of each process's random generators.
     assert written == ({"rng_state_1.pth"} if name == "evaluated" else set())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_only_the_main_process_pushes(two, name):
+    assert [ended(two, name, rank)["pushes"] for rank in range(2)] == [1, 0]
 
 
 @pytest.mark.slow

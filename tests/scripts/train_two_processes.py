@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tiny_training import RandomImages, trainer, vit, weights
 
+import updp_hf.trainer
 from updp_hf.surgery import plan_of
 
 RUNS = {
@@ -27,7 +28,10 @@ def main(folder: Path, batch_size: int) -> None:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     rank = PartialState(cpu=True).process_index
+    pushed: list[Path] = []
+    updp_hf.trainer.push_folder = lambda folder, *_, **__: pushed.append(folder)
     for name, changes in RUNS.items():
+        pushed.clear()
         # Each process has a folder of its own, so that it shows who writes. That of the main process is the result.
         run = trainer(
             folder / f"{name}-{rank}",
@@ -42,8 +46,9 @@ def main(folder: Path, batch_size: int) -> None:
             **changes,
         )
         run.train()
-        run.save_model()
+        run.push_to_hub()  # saves
         ended = {"blocks": plan_of(run.model).blocks, "weights": weights(run.model), "log": run.state.log_history}
+        ended["pushes"] = len(pushed)
         torch.save(ended, folder / f"{name}-{rank}.pt")
 
 
