@@ -187,3 +187,11 @@ def test_info_of_another_kind_is_not_taken_for_that_of_a_dataset():
 
 def test_several_sets_are_not_counted_as_images():
     assert "images" not in dataset_facts({"test": RandomImages(count=7), "other": RandomImages(count=8)})
+
+
+def test_what_was_trained_on_is_named_beside_what_the_checkpoint_was():
+    source = "hf://datasets/someone/birds@0123/train.parquet"
+    info = datasets.DatasetInfo(download_checksums={source: {}})
+    birds = datasets.Dataset.from_dict({"label": [0]}, info=info)
+    assert metadata_of("", birds) == {"datasets": ["someone/birds"]}
+    assert metadata_of("", datasets.Dataset.from_dict({"label": [0]})) == {}

@@ -27,10 +27,23 @@ def is_hub_id(name: str) -> bool:
     return bool(name)
 
 
-def metadata_of(base_model: str, token: str | None = None) -> dict[str, Any]:
-    """Return what the head of a card says of the checkpoint, and takes over from its card if that can be read."""
-    if not is_hub_id(base_model):
-        return {}
+def metadata_of(base_model: str, train_dataset: Any = None, token: str | None = None) -> dict[str, Any]:
+    """Return what the head of a card says of where a model comes from.
+
+    Args:
+        base_model: id of the checkpoint on the Hub, whose card tells licence and datasets if it can be read.
+        train_dataset: what the pruned model was trained on.
+        token: access token.
+    """
+    metadata = _inherited(base_model, token) if is_hub_id(base_model) else {}
+    trained_on = dataset_facts(train_dataset).get("id")
+    if trained_on is not None:
+        known = metadata.get("datasets", [])
+        metadata["datasets"] = list(dict.fromkeys([*([known] if isinstance(known, str) else known), trained_on]))
+    return metadata
+
+
+def _inherited(base_model: str, token: str | None) -> dict[str, Any]:
     try:
         metadata = ModelCard.load(base_model, token=token, ignore_metadata_errors=True).data.to_dict()
     except (OSError, HfHubHTTPError, ValueError, yaml.YAMLError) as error:

@@ -337,7 +337,7 @@ class UPDPTrainer(GatedTrainer):
             training=training_facts(self.args, self.state, was_resumed=self._was_resumed),
             history=history,
             evaluated_on=dataset_facts(self.eval_dataset) if metrics_after else {},
-            metadata=metadata_of(base_model_of(self.base), self.args.hub_token),
+            metadata=metadata_of(base_model_of(self.base), self.train_dataset, self.args.hub_token),
             seed=self.args.seed,
         )
 
