@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # exported lazily
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 from transformers.utils import ADAPTER_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
@@ -28,6 +29,7 @@ def stored_weights(source: Any, kwargs: Mapping[str, Any]) -> Stored:
     """Return the shape and dtype of each tensor in the safetensors files of `source`. No tensor is read.
 
     Raises:
+        OSError: they cannot be downloaded.
         ValueError: there are none, or their headers cannot be read.
     """
     hub = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
@@ -36,8 +38,7 @@ def stored_weights(source: Any, kwargs: Mapping[str, Any]) -> Stored:
         if variant := kwargs.get("variant"):
             stem, _, end = name.rpartition(".")
             name = f"{stem}.{variant}.{end}"
-        file: str | None = cached_file(source, name, _raise_exceptions_for_missing_entries=False, **hub)
-        return file
+        return _fetched(source, name, _raise_exceptions_for_missing_entries=False, **hub)
 
     folder = Path(source, hub.get("subfolder", ""))
     if any(folder.glob("shard-*-model-*.safetensors")) or (folder / ADAPTER_CONFIG_NAME).exists():
@@ -47,13 +48,25 @@ def stored_weights(source: Any, kwargs: Mapping[str, Any]) -> Stored:
         )
     files = [find(SAFE_WEIGHTS_NAME)]
     if files[0] is None and (index := find(SAFE_WEIGHTS_INDEX_NAME)) is not None:
-        files = [cached_file(source, shard, **hub) for shard in _shards(index)]
+        files = [_fetched(source, shard, **hub) for shard in _shards(index)]
     if files[0] is None:
         raise ValueError(
             f"{source} has no {SAFE_WEIGHTS_NAME}, and other formats may hold code, so they are not read: save the "
             "model again with `save_pretrained`."
         )
     return {name: tensor for file in files for name, tensor in _header(file).items()}
+
+
+def _fetched(source: Any, name: str, **options: Any) -> str | None:
+    """Return the path of a file of the model, downloaded if need be: see `cached_file`."""
+    try:
+        file: str | None = cached_file(source, name, **options)
+    except httpx.TransportError as error:
+        raise OSError(
+            f"The connection broke while {name} of {source} was downloaded ({one_line(error)}): load it again, which "
+            "goes on where it broke."
+        ) from error
+    return file
 
 
 def _shards(index: str) -> list[str]:
