@@ -34,6 +34,9 @@ _OTHER_MODELS = {
     "use_pretrained_backbone",
     "use_timm_backbone",
 }
+_LABELS = ("id2label", "label2id", "label_descriptions")
+"""Fields with names of classes in them, which are anyone's choice."""
+
 _IMPLEMENTATIONS = (None, "eager", "sdpa", "flex_attention")
 
 
@@ -105,7 +108,7 @@ def _parts(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         value = remaining.pop()
         if isinstance(value, Mapping):
             found.append(value)
-            remaining += [inner for name, inner in value.items() if name not in ("id2label", "label2id")]
+            remaining += [inner for name, inner in value.items() if name not in _LABELS]
         elif isinstance(value, list | tuple):
             remaining += value
     return found
@@ -146,7 +149,11 @@ def _refuse_foreign(fields: Mapping[str, Any]) -> None:
                 f"The configuration has {name} = {short(value)}, expected one of {FLOATING_DTYPES}: the file is "
                 "damaged, download it again."
             )
-        if name == "architecture" and not (isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9_.]+", value)):
+        if (
+            name == "architecture"
+            and value is not None
+            and not (isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9_.]+", value))
+        ):
             raise ValueError(
                 f"The base configuration has architecture = {short(value)}, expected the plain name of a timm model: "
                 "do not use this model."

@@ -24,7 +24,16 @@ from updp_hf.files import gated_model_in, save_merged
 from updp_hf.hub import push_folder
 from updp_hf.inputs import example_inputs_of
 from updp_hf.merging import merge
-from updp_hf.report import latency_facts, measure_costs, report_in, report_of, side_by_side, speed_ups
+from updp_hf.report import (
+    REPORT_NAME,
+    Report,
+    latency_facts,
+    measure_costs,
+    report_in,
+    report_of,
+    side_by_side,
+    speed_ups,
+)
 from updp_hf.sites_table import few, sites_table
 from updp_hf.surgery import plan_of, without_gates
 
@@ -192,7 +201,7 @@ def _export(args: argparse.Namespace) -> None:
     exported = export_onnx(args.folder)
     report = replace(report, onnx=exported.facts())
     report.save(args.folder)
-    add_card(report, args.folder, args.folder.resolve().name)
+    add_card(report, args.folder, _repo_id(report, args.folder))
     print(f"Wrote {exported.file}: opset {exported.opset}, logits within {exported.difference:.1e} of PyTorch's.\n")
     print(side_by_side(exported.columns()))
 
@@ -203,9 +212,16 @@ def _card(args: argparse.Namespace) -> None:
     card = args.folder / CARD_NAME
     if card.is_file() and not is_generated(card) and not args.force:
         raise ValueError(f"{card} was edited by hand, so it is left as it is: `--force` writes over it.")
-    report.save(args.folder)
-    write_card(report, args.folder, args.repo_id or args.folder.resolve().name)
+    if args.repo_id:
+        report = replace(report, metadata={**report.metadata, "repo_id": args.repo_id})
+    write_card(report, args.folder, _repo_id(report, args.folder))
+    if not (args.folder / REPORT_NAME).is_file() or Report.load(args.folder).weights == report.weights:
+        report.save(args.folder)  # else the figures of other weights would be lost
     print(f"Wrote {card}.")
+
+
+def _repo_id(report: Report, folder: Path) -> str:
+    return str(report.metadata.get("repo_id") or folder.resolve().name)
 
 
 def _push(args: argparse.Namespace) -> None:

@@ -18,7 +18,7 @@ from updp_hf.configuration_updp import UPDPConfig
 from updp_hf.core.plan import Plan, PlanError
 from updp_hf.modeling_updp import UPDPForImageClassification, base_config, updp_config
 from updp_hf.processors import ordinary_processor
-from updp_hf.report import REPORT_NAME, Report, digest_of_weights
+from updp_hf.report import REPORT_NAME, WEIGHTS_NAMES, Report, digest_of_weights
 from updp_hf.surgery import gate_, plan_of
 
 __all__ = [
@@ -33,7 +33,7 @@ __all__ = [
     "save_processor",
 ]
 
-_WEIGHTS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, "model-*-of-*.safetensors")
+_WEIGHTS = (*WEIGHTS_NAMES, SAFE_WEIGHTS_INDEX_NAME)
 MERGED_FILES = (
     *(CONFIG_NAME, *_WEIGHTS, IMAGE_PROCESSOR_NAME),
     *("checks_updp.py", "configuration_updp.py", "layout_updp.py", "modeling_updp.py", "weights_updp.py"),

@@ -20,7 +20,7 @@ from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # exporte
 from transformers import AutoModelForImageClassification, PreTrainedModel
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, cached_file, logging
 
-from updp_hf.card import CARD_NAME, add_card, is_generated
+from updp_hf.card import CARD_NAME, PICTURES, add_card, is_generated
 from updp_hf.files import MERGED_FILES, is_training_checkpoint, save_processor
 from updp_hf.modeling_updp import UPDPForImageClassification
 from updp_hf.report import REPORT_NAME, Report, report_in
@@ -119,10 +119,12 @@ def push_model(
 
 def _beside(model: PreTrainedModel, name: str, token: str | bool | None) -> str | None:
     """Return the file `name` that lies where `model` was loaded from, None if there is none."""
-    source = model.config.name_or_path
+    source = getattr(model, "loaded_from", None)
+    if source is None:  # it was not loaded but made
+        return None
     try:
-        found: str | None = cached_file(source, name, revision=getattr(model.config, "_commit_hash", None), token=token)
-    except (OSError, ValueError):  # no such file, or the model was not loaded but made
+        found: str | None = cached_file(**source, filename=name, token=token)
+    except OSError:  # there is no such file
         return None
     return found
 
@@ -164,7 +166,7 @@ def _push(
             raise HubError(
                 f"{repo_id} is there and public, but a private one was asked for: take another name. {safe}."
             )
-        if revision is not None:
+        if revision is not None and not revision.startswith("refs/") and not create_pr:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
     with tempfile.TemporaryDirectory() as staged:
         files = _files(folder, report, repo_id, Path(staged))
@@ -201,6 +203,7 @@ def _files(folder: Path, report: Report, repo_id: str, staged: Path) -> dict[str
     report.save(staged)
     card = folder / CARD_NAME
     if not card.is_file() or is_generated(card):
+        files = {name: path for name, path in files.items() if name not in PICTURES}
         add_card(report, staged, repo_id)
     return files | {path.name: path for path in staged.iterdir()}
 
@@ -252,6 +255,8 @@ def _reason(error: Exception, repo_id: str) -> str:
         return "The Hub takes no more requests for now (429): wait some minutes."
     if status is not None and status >= 500:
         return f"The Hub has a problem ({status}): wait some minutes."
+    if status is None and isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError):
+        return f"A file could not be read or written ({error}): make room, or give permission."
     if status is None:
         return f"The connection to the Hub broke or was not made ({type(error).__name__}): check the network."
     reason = str(error).strip().splitlines()

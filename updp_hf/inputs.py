@@ -16,7 +16,6 @@ __all__ = [
     "image_shape_of",
     "logits_of",
     "model_inputs",
-    "revision_of",
 ]
 
 
@@ -77,12 +76,6 @@ def base_model_of(model: nn.Module) -> str:
     """Return the Hub id that `model` was loaded from, empty if it came from elsewhere."""
     name = str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
     return "" if not name or Path(name).exists() else name
-
-
-def revision_of(model: nn.Module) -> str | None:
-    """Return the commit on the Hub that `model` was loaded from, None if it came from elsewhere."""
-    commit = getattr(getattr(model, "config", None), "_commit_hash", None)
-    return None if commit is None else str(commit)
 
 
 def check_batches(batches: Iterable[Any]) -> list[Any]:

@@ -49,6 +49,9 @@ class UPDPForImageClassification(PreTrainedModel):
     input_modalities = ("image",)
     _supports_sdpa = True
     _supports_attention_backend = True
+    loaded_from: dict[str, Any] | None = None
+    """Folder or id on the Hub, with revision and subfolder, that `from_pretrained` was given."""
+
     _auto_class = "AutoModelForImageClassification"  # so that the code files are saved beside the weights
 
     def __init__(
@@ -89,6 +92,8 @@ class UPDPForImageClassification(PreTrainedModel):
             ValueError: the weights do not fit the layout; nothing is left at random values without a word.
         """
         wants_info = kwargs.pop("output_loading_info", False)
+        attention = kwargs.pop("attn_implementation", None)
+        place = {name: kwargs[name] for name in ("revision", "subfolder") if kwargs.get(name) is not None}
         if pretrained_model_name_or_path is not None:
             kwargs = _with_config(cls.config_class, pretrained_model_name_or_path, kwargs)
             kwargs["use_safetensors"] = True
@@ -110,6 +115,9 @@ class UPDPForImageClassification(PreTrainedModel):
                 + "; ".join(f"{name.replace('_', ' ')}: {', '.join(keys[:3])}" for name, keys in wrong.items())
                 + "): download the model again, or ask who made it."
             )
+        if attention is not None:
+            model.base.set_attn_implementation(attention)  # it is the base that has attention
+        model.loaded_from = {"path_or_repo_id": pretrained_model_name_or_path, **place}
         return (model, info) if wants_info else model
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:

@@ -7,7 +7,7 @@ import datasets
 import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # exported lazily
+from huggingface_hub.utils import httpx, validate_repo_id  # type: ignore[attr-defined]  # exported lazily
 from transformers.utils import logging
 
 __all__ = ["dataset_facts", "is_hub_id", "metadata_of"]
@@ -46,10 +46,13 @@ def metadata_of(base_model: str, train_dataset: Any = None, token: str | None = 
 def _inherited(base_model: str, token: str | None) -> dict[str, Any]:
     try:
         metadata = ModelCard.load(base_model, token=token, ignore_metadata_errors=True).data.to_dict()
-    except (OSError, HfHubHTTPError, ValueError, yaml.YAMLError) as error:
+    except (OSError, TypeError, ValueError, HfHubHTTPError, httpx.TransportError, yaml.YAMLError) as error:
         logger.info("The card of %s cannot be read (%s), so no licence is taken from it.", base_model, error)
         metadata = {}
-    return {"base_model": base_model, **{name: metadata[name] for name in INHERITED if metadata.get(name)}}
+    inherited = {name: metadata[name] for name in INHERITED if metadata.get(name)}
+    if "://" not in (link := str(inherited.get("license_link", "://"))):  # a file beside that card
+        inherited["license_link"] = f"https://huggingface.co/{base_model}/blob/main/{link}"
+    return {"base_model": base_model, **inherited}
 
 
 def dataset_facts(dataset: Any) -> dict[str, Any]:

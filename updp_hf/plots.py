@@ -113,8 +113,12 @@ def plot_before_after(report: Report, file: Path) -> None:
     figure.savefig(file, dpi=150)
 
 
-def _percent(metrics: Mapping[str, float]) -> float | None:
-    return 100 * metrics["accuracy"] if "accuracy" in metrics else None
+def _percent(metrics: Mapping[str, Any]) -> float | None:
+    return 100 * metrics["accuracy"] if _is_number(metrics.get("accuracy")) else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
 
 
 def _bars(axes: Axes, title: str, values: Sequence[float | None], form: str) -> None:
@@ -146,7 +150,9 @@ def plot_schedule(report: Report, file: Path) -> None:
     axes.set_ylim(-0.04, 1.06)
     axes.set_xlabel("step", fontsize=9, color=INK)
     axes.set_ylabel("λ", fontsize=10, color=INK, rotation=0)
-    evaluations = [(entry["step"], 100 * entry["accuracy"]) for entry in report.history if "accuracy" in entry]
+    evaluations = [
+        (entry["step"], 100 * entry["accuracy"]) for entry in report.history if _is_number(entry.get("accuracy"))
+    ]
     if evaluations:
         twin = axes.twinx()
         _plain(twin)

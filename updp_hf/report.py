@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
@@ -41,11 +41,13 @@ __all__ = [
 logger = logging.get_logger(__name__)
 
 REPORT_NAME = "updp_report.json"
+WEIGHTS_NAMES = ("model.safetensors", "model-*-of-*.safetensors")
+"""Files of the weights, as patterns."""
 _FILLED_IN = ("accelerator_config", "dataloader_pin_memory", "ddp_find_unused_parameters", "do_eval", "report_to")
 """What the arguments make of their own defaults."""
 _NO_FACTS = ("disable_tqdm", "logging_steps")
 """What changes nothing of the result."""
-_PRIVATE = ("token", "dir", "path", "plan", "hub", "run_name")
+_PRIVATE = ("token", "dir", "path", "plan", "hub", "run_name", "resume", "project", "trackio")
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class Report:
     selection: dict[str, Any] = field(default_factory=dict)  # how the sites were chosen, if no plan was given
     arguments: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)  # ramp, steps, processes, device and time
-    history: list[dict[str, float]] = field(default_factory=list)  # step, λ and metrics of each evaluation
+    history: list[dict[str, Any]] = field(default_factory=list)  # step, λ and metrics of each evaluation
     evaluated_on: dict[str, Any] = field(default_factory=dict)  # name, id, split and images of the held-out set
     metadata: dict[str, Any] = field(default_factory=dict)  # for the head of the card: licence, datasets, tags
     onnx: dict[str, Any] = field(default_factory=dict)  # what exporting measured, if it was exported
@@ -146,7 +148,7 @@ class Report:
 
 def digest_of_weights(folder: str | Path) -> str | None:
     """Return the SHA-256 of the safetensors files in `folder`, None if there are none."""
-    files = sorted(Path(folder).glob("*.safetensors"))
+    files = sorted(file for pattern in WEIGHTS_NAMES for file in Path(folder).glob(pattern))
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
@@ -163,15 +165,21 @@ def report_in(folder: str | Path, model: PreTrainedModel) -> Report:
     Raises:
         ValueError: the model is a stock one, of which nothing tells that it was pruned.
     """
+    metadata: dict[str, Any] = {}
     if (Path(folder) / REPORT_NAME).is_file():
-        report = Report.load(folder)
-        if report.weights == digest_of_weights(folder):
-            return report
-        logger.warning(
-            f"The report in {folder} is about other weights than those that lie there, so its figures are left out of "
-            "the card."
-        )
-    return replace(report_of(model), weights=digest_of_weights(folder))
+        try:
+            report = Report.load(folder)
+        except ValueError as error:
+            logger.warning(f"{error} What it says is left out of the card.")
+        else:
+            if report.weights == digest_of_weights(folder):
+                return report
+            metadata = report.metadata
+            logger.warning(
+                f"The report in {folder} is about other weights than those that lie there, so its figures are left out "
+                "of the card."
+            )
+    return replace(report_of(model), metadata=metadata, weights=digest_of_weights(folder))
 
 
 def report_of(
@@ -263,6 +271,7 @@ def side_by_side(columns: Mapping[str, Mapping[str, str]]) -> str:
         ["", *columns],
         *([name, *(facts.get(name, "not measured") for facts in columns.values())] for name in names),
     ]
+    rows = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     rule = "-|-".join("-" * width for width in widths)
@@ -280,8 +289,23 @@ def changed_arguments(args: TrainingArguments) -> dict[str, Any]:
         if _given(value) != _given(defaults.get(name))
         and name not in (*_FILLED_IN, *_NO_FACTS)
         and not any(part in name for part in _PRIVATE)
-        and not (isinstance(value, str) and Path(value).is_absolute())
+        and not any(_is_place(text) for text in _texts(value))
     }
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        yield from _texts(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _texts(each)
+    elif isinstance(value, str):
+        yield value
+
+
+def _is_place(text: str) -> bool:
+    """Return whether `text` may tell of somebody's machine."""
+    return text.startswith(("/", "~", ".")) or "://" in text or Path(text).is_absolute()
 
 
 def _given(value: Any) -> Any:

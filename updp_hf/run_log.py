@@ -8,9 +8,11 @@ from transformers import TrainerState
 from updp_hf.report import device_name
 from updp_hf.training_args import UPDPTrainingArguments
 
-__all__ = ["evaluations", "metrics_before_and_after", "training_facts"]
+__all__ = ["OTHER_IMAGES", "evaluations", "metrics_before_and_after", "training_facts"]
 
-Metrics = dict[str, float]
+Metrics = dict[str, Any]
+OTHER_IMAGES = "other_images"
+"""Marks the entry in the log of an evaluation on other images than the held-out ones."""
 
 
 def evaluations(state: TrainerState, lambda_at: Callable[[int, int], float]) -> list[Metrics]:
@@ -22,7 +24,7 @@ def evaluations(state: TrainerState, lambda_at: Callable[[int, int], float]) -> 
             **{name.removeprefix("eval_"): value for name, value in entry.items() if _is_metric(name)},
         }
         for entry in state.log_history
-        if "eval_loss" in entry
+        if "eval_loss" in entry and OTHER_IMAGES not in entry
     ]
 
 
@@ -30,17 +32,15 @@ def _is_metric(name: str) -> bool:
     return name.startswith("eval_") and not name.endswith(("runtime", "per_second"))
 
 
-def metrics_before_and_after(history: Sequence[Metrics], best_step: int | None = None) -> tuple[Metrics, Metrics]:
+def metrics_before_and_after(history: Sequence[Metrics], step: int) -> tuple[Metrics, Metrics]:
     """Return what the unpruned network reached, and the pruned one; nothing for what was not evaluated.
 
     Args:
         history: what `evaluations` returned.
-        best_step: that of the weights that were kept, by default the last.
+        step: that of the weights that are kept.
     """
     before = [entry for entry in history if entry["step"] == 0 and entry["lambda"] == 0.0]
-    after = [entry for entry in history if entry["step"] > 0 and entry["lambda"] == 1.0]
-    if best_step is not None:
-        after = [entry for entry in after if entry["step"] == best_step]
+    after = [entry for entry in history if entry["step"] == step > 0 and entry["lambda"] == 1.0]
     return _metrics(before[:1]), _metrics(after[-1:])
 
 
@@ -54,6 +54,7 @@ def training_facts(args: UPDPTrainingArguments, state: TrainerState, *, was_resu
     return {
         **{name: getattr(args, name) for name in ("ramp", "ramp_start", "ramp_end")},
         "steps": state.max_steps,
+        "steps_done": state.global_step,
         "epochs": round(state.epoch or 0.0, 2),
         "processes": args.world_size,
         "device": device_name(args.device),

@@ -30,12 +30,12 @@ from updp_hf.core.sites import Site
 from updp_hf.files import plan_in, refuse_occupied, save_merged
 from updp_hf.gated_trainer import GatedTrainer
 from updp_hf.hub import push_folder
-from updp_hf.inputs import base_model_of, logits_of, model_inputs, revision_of
+from updp_hf.inputs import base_model_of, logits_of, model_inputs
 from updp_hf.merging import merge
 from updp_hf.origin import dataset_facts, metadata_of
 from updp_hf.pareto import Front, fitted_fitness, front_of
 from updp_hf.report import Report, changed_arguments, measure_costs, model_facts
-from updp_hf.run_log import evaluations, metrics_before_and_after, training_facts
+from updp_hf.run_log import OTHER_IMAGES, evaluations, metrics_before_and_after, training_facts
 from updp_hf.samples import sample_and_rest
 from updp_hf.scoring import ScoreHistory, agreed, label_fit, spread
 from updp_hf.selection import demand_of, select
@@ -122,10 +122,11 @@ class UPDPTrainer(GatedTrainer):
                 set_seed(self.args.seed)  # the same whether the supernet has just been trained or was found
                 if self.args.start_from_supernet:
                     self.model.load_state_dict(without_gates(self._supernet).state_dict())
-            gate_(self.model, plan)
+            gate_(self.model, replace(plan, base_model=base_model_of(self.model)))
             calibrate_(self.model, self._calibration_batches())
             logger.info("Pruning %d blocks: %s.", len(plan.blocks), ", ".join(plan.blocks))
         self._refuse_early_optimizer()
+        self._saved = None
         if self.args.distillation != "none":
             self._prepare_teacher()
         output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
@@ -172,8 +173,7 @@ class UPDPTrainer(GatedTrainer):
             processes=processes,
         )
         start, end = args.start, args.end_activation
-        origin = {"base_model": base_model_of(self.model), "revision": revision_of(self.model)}
-        plan = Plan(chosen, start, end, **origin)  # type: ignore[arg-type]
+        plan = Plan(chosen, start, end)  # type: ignore[arg-type]
         self._plan = agreed(lambda: plan, processes)
         self._selection = {
             "selector": args.selector,
@@ -307,7 +307,9 @@ class UPDPTrainer(GatedTrainer):
         """Return the facts of this run. Accuracies are those that were logged: at λ = 0 and after the ramp."""
         best = self.state.best_global_step if self.args.load_best_model_at_end else None
         history = evaluations(self.state, self.callback.lambda_at)
-        metrics_before, metrics_after = metrics_before_and_after(history, best)
+        metrics_before, metrics_after = metrics_before_and_after(history, best or self.state.global_step)
+        if self.args.start_from_supernet:
+            metrics_before = {}  # what was evaluated is the supernet, not the checkpoint
         device = self.args.device
         models = {"before": copy.deepcopy(self.base).to(device), "after": copy.deepcopy(merged).to(device)}
         asked, size = self.args.target_speed_up, self.args.per_device_eval_batch_size
@@ -349,7 +351,7 @@ class UPDPTrainer(GatedTrainer):
             ValueError: a checkpoint lies in the folder.
         """
         if _internal_call or not is_gated(self.model):
-            super().save_model(output_dir, _internal_call)
+            super().save_model(output_dir, _internal_call=True)  # pushes nothing
             return
         folder = Path(output_dir or self.args.output_dir)
         if self.is_world_process_zero():
@@ -365,38 +367,57 @@ class UPDPTrainer(GatedTrainer):
 
     def create_model_card(
         self,
+        language: str | None = None,
         license: str | None = None,
         tags: str | list[str] | None = None,
         model_name: str | None = None,
         finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
         dataset_tags: str | list[str] | None = None,
-        dataset: str | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
     ) -> None:
         """Write the card of the saved model again, with facts that no run can know.
 
         Args:
+            language: of the labels.
             license: of the model; by default that of the checkpoint, if the Hub tells.
             tags: further ones.
             model_name: title of the card; by default the name of the repository or folder.
             finetuned_from: id of the checkpoint on the Hub; by default that from which it was loaded.
+            tasks: of no effect, for the task is image classification.
             dataset_tags: ids of the datasets on the Hub; of several the first is the one that was evaluated on.
             dataset: name of the set of images that was evaluated on.
+            dataset_args: of no effect.
         """
         if not self.is_world_process_zero():
             return
         folder = Path(self.args.output_dir)
         report = Report.load(folder)
-        ids = [dataset_tags] if isinstance(dataset_tags, str) else dataset_tags
-        named = {"license": license, "model_name": model_name, "base_model": finetuned_from, "datasets": ids}
-        named["tags"] = [tags] if isinstance(tags, str) else tags
-        where = {"name": dataset, "id": ids[0] if ids else None}
+        ids = _listed(dataset_tags)
+        metadata = {
+            "language": language,
+            "license": license,
+            "tags": _listed(tags),
+            "model_name": model_name,
+            "base_model": finetuned_from,
+            "datasets": ids,
+        }
+        where = {"name": ", ".join(_listed(dataset)), "id": ids[0] if ids else None}
         report = replace(
             report,
-            metadata={**report.metadata, **_given(named)},
-            evaluated_on={**report.evaluated_on, **_given(where)},
+            metadata={**report.metadata, **{name: value for name, value in metadata.items() if value}},
+            evaluated_on={**report.evaluated_on, **{name: value for name, value in where.items() if value}},
         )
         report.save(folder)
         add_card(report, folder, self._repo_id(folder))
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate: see `Trainer.evaluate`. What other images than the held-out ones give is left out of the report."""
+        metrics: dict[str, float] = super().evaluate(eval_dataset, *args, **kwargs)
+        if eval_dataset is not None and eval_dataset is not self.eval_dataset and self.state.log_history:
+            self.state.log_history[-1][OTHER_IMAGES] = True
+        return metrics
 
     def push_to_hub(
         self,
@@ -419,8 +440,11 @@ class UPDPTrainer(GatedTrainer):
 
         Raises:
             HubError: the Hub refused or was not reached; the merged model lies in the output folder.
+            ValueError: nothing has been pruned yet.
             MergeError: the gates are not closed yet.
         """
+        if not is_gated(self.model):
+            raise ValueError("Nothing is pruned yet that could be pushed: call `train()` first.")
         folder = Path(self.args.output_dir)
         if self._saved != (folder, self.state.global_step):
             self.save_model()
@@ -440,5 +464,5 @@ class UPDPTrainer(GatedTrainer):
         return push_folder(folder, repo_id, **options)
 
 
-def _given(facts: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in facts.items() if value is not None}
+def _listed(value: str | list[str] | None) -> list[str]:
+    return [value] if isinstance(value, str) else list(value or [])

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
 
 from updp_hf.core.budget import Budget
 from updp_hf.core.plan import Plan, PlanError
@@ -22,6 +23,9 @@ SUPERNET = "supernet"
 class UPDPTrainingArguments(TrainingArguments):
     """Arguments of `UPDPTrainer`: all of `TrainingArguments`, and what to prune and how."""
 
+    hub_strategy: HubStrategy | str = field(
+        default="end", metadata={"help": "When to push: at the end, since unfinished weights are no pruned model."}
+    )
     num_pruned_blocks: int | None = field(
         default=None, metadata={"help": "How many blocks to prune. Give this, one of the three targets, or `plan`."}
     )
@@ -131,9 +135,10 @@ class UPDPTrainingArguments(TrainingArguments):
                 f"`start_from_supernet` is on, but the selector is {self.selector!r}, which trains no supernet: set "
                 "`selector` to 'supernet'."
             )
-        if self.push_to_hub and self.hub_strategy != "end":
+        strategy = HubStrategy(self.hub_strategy)
+        if self.push_to_hub and strategy is not HubStrategy.END:
             raise ValueError(
-                f"`hub_strategy` is {self.hub_strategy.value!r}, which would publish unfinished weights under the "
+                f"`hub_strategy` is {strategy.value!r}, which would publish unfinished weights under the "
                 "model's name: set it to 'end'."
             )
         # An open or closed gate leaves one of its sides without gradients.
