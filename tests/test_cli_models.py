@@ -365,7 +365,9 @@ def test_the_card_is_that_of_the_report(merged, tmp_path, capsys):
     text = (output / "README.md").read_text(encoding="utf-8")
     assert 'model="someone/vit-p2"' in text
     assert "43.21 %" in text
-    assert Report.load(output) == report
+    assert Report.load(output) == replace(report, metadata={**report.metadata, "repo_id": "someone/vit-p2"})
+    run(capsys, "card", output)
+    assert (output / "README.md").read_text(encoding="utf-8") == text  # the name is remembered
 
 
 def test_a_model_without_a_report_has_a_card_of_what_can_be_counted(pruned, capsys):
@@ -385,7 +387,7 @@ def test_figures_of_other_weights_are_left_out(pruned, capsys):
     replace(full_report(), metrics_after={"accuracy": 0.4321}).save(pruned)
     assert run(capsys, "card", pruned)[0] == 0
     assert "43.21" not in (pruned / "README.md").read_text(encoding="utf-8")
-    assert Report.load(pruned).metrics_after == {}
+    assert Report.load(pruned).metrics_after == {"accuracy": 0.4321}  # not lost either
 
 
 def test_the_same_command_writes_the_same_files(pruned, capsys):

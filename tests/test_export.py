@@ -70,7 +70,7 @@ def save(model, folder, size=None):
         ViTImageProcessor(size={"height": size[0], "width": size[1]}).save_pretrained(folder)
 
 
-SLOW = ("vit without an attention", "mobilenetv2", "vit of timm", "stock")
+SLOW = ("vit without an attention", "mobilenetv2", "vit of timm", "stock", "convnext")
 
 
 @pytest.fixture(scope="module")

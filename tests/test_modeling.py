@@ -1,19 +1,15 @@
 """Saved models: loaded again by anyone, refused where they have been tampered with."""
 
 import copy
-import json
 import re
 import shutil
-import subprocess
-import sys
 
-import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from tiny_models import close_, edit_config, edit_weights, logits, pruned_once, tiny_model
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageClassification, ViTImageProcessor
+from transformers import AutoConfig, AutoModelForImageClassification
 
 from updp_hf import Form, Plan, UPDPConfig, UPDPForImageClassification, find_sites, gate_, merge
 from updp_hf.core.plan import PlanError
@@ -27,47 +23,7 @@ def vit(folders, tmp_path):
     return shutil.copytree(folders["vit"], tmp_path / "vit")
 
 
-# the way in
-
-
-FRESH_PROCESS = """
-import json, sys
-from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
-folder = sys.argv[1]
-try:
-    AutoModelForImageClassification.from_pretrained(folder)
-except ValueError as error:
-    refused = str(error)
-import numpy, torch, updp_hf
-from PIL import Image
-model = AutoModelForImageClassification.from_pretrained(folder)
-processor = AutoImageProcessor.from_pretrained(folder)
-image = Image.fromarray(numpy.load(folder + "/image.npy"))
-with torch.no_grad():
-    logits = model(**processor(image, return_tensors="pt")).logits[0]
-ranking = pipeline("image-classification", model=folder, device="cpu")(image, top_k=5)
-json.dump({"refused": refused, "logits": logits.tolist(), "ranking": ranking}, open(folder + "/found.json", "w"))
-"""
-
-
-def test_fresh_process_needs_our_import_and_nothing_else(folders, tmp_path):
-    folder = shutil.copytree(folders["vit"], tmp_path / "vit")
-    processor = ViTImageProcessor(size={"height": 32, "width": 32})
-    processor.save_pretrained(folder)
-    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    np.save(folder / "image.npy", image)
-    run = subprocess.run(
-        [sys.executable, "-c", FRESH_PROCESS, str(folder)], capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr
-    found = json.loads((folder / "found.json").read_text())
-    assert "trust_remote_code=True" in found["refused"]
-    model = UPDPForImageClassification.from_pretrained(folder)
-    expected = logits(model, processor(image, return_tensors="pt"))[0]
-    assert torch.allclose(torch.tensor(found["logits"]), expected, rtol=1e-5, atol=1e-6)
-    scores = {entry["label"]: entry["score"] for entry in found["ranking"]}
-    probabilities = expected.softmax(-1).tolist()
-    assert scores == pytest.approx({model.config.id2label[i]: p for i, p in enumerate(probabilities)}, abs=1e-5)
+# the way in; fresh processes are in `hub/test_load.py`
 
 
 @pytest.mark.parametrize("name", ["vit", "timm-wrapper"])
@@ -172,6 +128,18 @@ def test_tensors_with_several_names_are_saved_and_loaded(tmp_path):
     inputs = example_inputs_of(model, 2)
     with torch.no_grad():
         assert torch.equal(logits_of(loaded, inputs), logits_of(merged, inputs))
+
+
+def test_the_attention_asked_for_is_that_of_the_base(folders):
+    model = UPDPForImageClassification.from_pretrained(folders["vit"], attn_implementation="eager")
+    assert model.base.config._attn_implementation == "eager"
+    inputs = example_inputs_of(model, 2)
+    assert model(**inputs, output_attentions=True).attentions
+
+
+def test_class_names_may_be_any_word(vit):
+    edit_config(vit, lambda config: config["base_config"].update(label_descriptions={"backbone": "a spine"}))
+    UPDPForImageClassification.from_pretrained(vit)
 
 
 def test_loading_info_is_returned_when_asked_for(folders):

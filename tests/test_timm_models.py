@@ -70,7 +70,7 @@ def outputs(network, size=32):
     return copy.deepcopy(network).eval()(torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)))
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "swin")) for name in NETS])
 def test_timm_builds_the_network_that_was_merged(folders, name):
     expected = UPDPForImageClassification.from_pretrained(folders[name])
     network = timm.create_model(f"local-dir:{folders[name]}", pretrained=True)
@@ -119,7 +119,7 @@ def test_half_precision_is_loaded_in_float32(resnet):
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "swin")) for name in NETS])
 def test_num_classes_gives_a_new_head(folders, name):
     old = timm.create_model(f"local-dir:{folders[name]}", pretrained=True)
     new = timm.create_model(f"local-dir:{folders[name]}", pretrained=True, num_classes=7)

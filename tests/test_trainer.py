@@ -301,6 +301,53 @@ def test_what_was_saved_is_pushed_as_it_lies(tmp_path, hub):
     assert [push[1] for push in hub.pushes] == ["me/pruned"] * 2
 
 
+def test_nothing_is_pushed_before_training(tmp_path, hub):
+    run = trainer(tmp_path, push_to_hub=True, hub_model_id="me/pruned")
+    run.save_model()
+    with pytest.raises(ValueError, match="Nothing is pruned yet"):
+        run.push_to_hub()
+    assert hub.pushes == []
+
+
+def test_a_model_that_was_trained_again_is_saved_again(tmp_path, hub):
+    run = trainer(tmp_path, hub_model_id="me/pruned")
+    run.train()
+    run.push_to_hub()
+    before = (tmp_path / "model.safetensors").read_bytes()
+    run.train()
+    run.push_to_hub()
+    assert (tmp_path / "model.safetensors").read_bytes() != before
+
+
+def test_the_report_is_of_the_held_out_images_and_of_the_weights_that_are_saved(tmp_path):
+    run = trainer(tmp_path, eval_strategy="no")
+    run.train()
+    run.state.log_history.append({"eval_loss": 1.0, "step": STEPS - 1})  # λ was 1 there, too
+    assert run.report(run.merge()).metrics_after == {}
+    expected = run.evaluate()["eval_loss"]
+    run.evaluate(RandomImages(4, seed=9))
+    assert run.report(run.merge()).metrics_after["loss"] == expected
+
+
+def test_the_plan_names_the_checkpoint_that_was_pruned_and_no_other(tmp_path):
+    plan = replace(last_two(vit), base_model="somebody/vit")
+    run = trainer(tmp_path, plan=plan)
+    run.train()
+    report = run.report(run.merge())
+    assert report.plan["base_model"] == ""
+
+
+def test_a_metric_that_is_no_number_costs_neither_report_nor_card(tmp_path):
+    def metrics(_):
+        return {"accuracy": 0.5, "confusion": [[1, 2], [3, 4]], "note": None}
+
+    run = trainer(tmp_path, compute_metrics=metrics, eval_strategy="steps", eval_steps=4)
+    run.train()
+    run.save_model()
+    assert Report.load(tmp_path).metrics_after["confusion"] == [[1, 2], [3, 4]]
+    assert "50.00 %" in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
 def test_pushing_need_not_be_waited_for(tmp_path, hub):
     run = trainer(tmp_path, hub_model_id="me/pruned")
     run.train()

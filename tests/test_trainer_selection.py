@@ -43,7 +43,10 @@ def test_selecting_returns_the_plan_given(tmp_path):
     assert trainer(tmp_path, plan=plan).select() == plan
 
 
-@pytest.mark.parametrize("selector", ["last", "supernet"])
+SUPERNET_TAKES_LONG = pytest.param("supernet", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("selector", ["last", SUPERNET_TAKES_LONG])
 @pytest.mark.parametrize("name", ["macs", "parameters"])
 @pytest.mark.parametrize("build", [vit, mobilenet])
 def test_budgets_of_cost_are_kept(tmp_path, selector, name, build):
