@@ -168,7 +168,7 @@ def test_what_the_digits_recipe_pushes_is_loaded_in_every_way(hub, hub_environme
         folders[name] = tmp_path / name
         command = [sys.executable, str(ROOT / "recipes" / "digits.py"), "--model", name, "--output_dir", folders[name]]
         command += ["--baseline_epochs", "1", "--max_steps", "8", "--push_to_hub", "--hub_model_id", f"alice/{name}"]
-        command += ["--hub_strategy", "end", "--report_to", "none"]
+        command += ["--num_pruned_blocks", "2", "--selector", "last", "--report_to", "none"]
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=hub_environment, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert len(hub.messages(f"alice/{name}")) == 1
