@@ -15,6 +15,9 @@ FLOATING_DTYPES = ("float16", "bfloat16", "float32", "float64")
 MAX_BLOCKS = 1024
 """Largest number of blocks that a stock configuration may ask for."""
 
+MAX_CLASSES = 2**18
+"""Largest number of classes that a configuration may have."""
+
 MAX_TOKEN = 2**20
 """Largest token of a text tower, which an image classifier describes and does not build."""
 
@@ -71,9 +74,9 @@ def refuse_unsafe(document: Mapping[str, Any]) -> None:
     _refuse_deep(document)
     _refuse_foreign({name: value for name, value in document.items() if name != "auto_map"})
     labels = document.get("num_labels")
-    if labels is not None and not (type(labels) is int and 0 < labels <= MAX_FEATURES):
+    if labels is not None and not (type(labels) is int and 0 < labels <= MAX_CLASSES):
         raise ValueError(
-            f"The configuration has num_labels = {short(labels)}, expected a number from 1 to {MAX_FEATURES}: the file "
+            f"The configuration has num_labels = {short(labels)}, expected a number from 1 to {MAX_CLASSES}: the file "
             "is damaged, download it again."
         )
     if isinstance(base := document.get("base_config"), dict):
@@ -166,7 +169,12 @@ def _is_floating(dtype: Any) -> bool:
 
 def _refuse_absurd(name: str, value: Any) -> None:
     """Refuse a size that would take all memory or time to build: nobody's image classifier is that large."""
-    largest = MAX_BLOCKS if name in _BLOCKS else MAX_TOKEN if "token" in name or "vocab" in name else MAX_FEATURES
+    if name in _BLOCKS:
+        largest = MAX_BLOCKS
+    elif "token" in name or "vocab" in name or name == "max_position_embeddings":
+        largest = MAX_TOKEN
+    else:
+        largest = MAX_CLASSES if name in ("num_classes", "num_labels") else MAX_FEATURES
     numbers = [number for number in _flat(value) if isinstance(number, int | float)]
     too_large = any(abs(number) > largest or number != number for number in numbers)
     if too_large or len(numbers) > MAX_FEATURES or (name in _BLOCKS and sum(numbers) > largest):
