@@ -151,7 +151,9 @@ def assert_same_everywhere(way, folders, hub, environment, tmp_path, image):
             assert found[name]["ranking"] == pytest.approx(probabilities, abs=1e-5)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", ["updp_hf", "remote", *(pytest.param(way, marks=pytest.mark.slow) for way in ("timm", "onnx"))]
+)
 def test_the_examples_of_the_card_give_the_logits_that_were_saved(way, saved, hub, hub_environment, tmp_path, image):
     for name, folder in saved.items():
         push_folder(folder, f"alice/{name}")

@@ -98,7 +98,7 @@ def test_a_repo_that_cannot_have_this_name_is_refused_before_anything_is_sent(hu
 # what goes wrong on the way
 
 
-@pytest.mark.parametrize("status", [429, 500, 503])
+@pytest.mark.parametrize("status", [500, *(pytest.param(status, marks=pytest.mark.slow) for status in (429, 503))])
 @pytest.mark.parametrize("step", STEPS)
 def test_a_hub_that_is_ill_is_told_apart_from_the_model_wherever_it_is(hub, folder, step, status):
     hub.faults.append(Fault(*STEPS[step], status=status, times=FOR_EVER))
