@@ -628,7 +628,7 @@ def test_weights_without_metadata_are_the_same(copy_of, originals):
 
 INDICES = {
     "outside the folder": {"metadata": {}, "weight_map": {"base.x": "../model.safetensors"}},
-    "absolute": {"metadata": {}, "weight_map": {"base.x": "/tmp/model.safetensors"}},
+    "absolute": {"metadata": {}, "weight_map": {"base.x": "/elsewhere/model.safetensors"}},
     "a pickle": {"metadata": {}, "weight_map": {"base.x": "pytorch_model.bin"}},
     "hidden": {"metadata": {}, "weight_map": {"base.x": "..safetensors"}},
     "no files": {"metadata": {}, "weight_map": {}},

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ def render_card(report: Report, repo_id: str, pictures: Collection[str] = tuple(
         autoescape=False,  # Markdown, not HTML
     )
     report = report.as_saved()
+    fates = fates_of(report)
     name = report.metadata.get("model_name") or repo_id.rstrip("/").rpartition("/")[2]
     text = environment.get_template("card_template.md").render(
         report=report,
@@ -67,9 +69,9 @@ def render_card(report: Report, repo_id: str, pictures: Collection[str] = tuple(
         metadata=_metadata(report, name).to_yaml(),
         base_model=_base_model(report),
         is_stock=report.model.get("merged_class") not in (None, UPDPForImageClassification.__name__),
-        fates=fates_of(report),
-        outcome=_outcome(report),
-        merges=Fate.MERGED in fates_of(report).values(),
+        fates=fates,
+        outcome=_outcome(fates.values()),
+        merges=Fate.MERGED in fates.values(),
         num_pruned=len({site["block"] for site in report.plan.get("sites", [])}),
         speed_ups=speed_ups(report.before.latency, report.after.latency),
         sites=_sites(report),
@@ -174,10 +176,10 @@ def _base_model(report: Report) -> str | None:
     return name if is_hub_id(name) else None
 
 
-def _outcome(report: Report) -> str:
+def _outcome(fates: Collection[Fate]) -> str:
     """Return how many blocks met which fate."""
-    fates = list(fates_of(report).values())
-    pruned = [f"{fates.count(fate)} {fate}" for fate in Fate if fate is not Fate.KEPT and fate in fates]
+    counts = Counter(fates)
+    pruned = [f"{counts[fate]} {fate}" for fate in Fate if fate is not Fate.KEPT and counts[fate]]
     return ", ".join(pruned) or "none"
 
 

@@ -9,14 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-__all__ = [
-    "base_model_of",
-    "check_batches",
-    "example_inputs_of",
-    "image_shape_of",
-    "logits_of",
-    "model_inputs",
-]
+__all__ = ["base_model_of", "check_batches", "example_inputs_of", "image_shape_of", "logits_of", "model_inputs"]
 
 
 USUAL_SIZE = 224
