@@ -16,7 +16,7 @@ from updp_hf.core.sites import Form
 from updp_hf.modeling_updp import UPDPForImageClassification
 from updp_hf.origin import is_hub_id
 from updp_hf.plots import Fate, fates_of, plot_before_after, plot_blocks, plot_schedule
-from updp_hf.report import Report, latency_facts, side_by_side, speed_ups
+from updp_hf.report import Report, latency_facts, numbers, side_by_side, speed_ups
 
 __all__ = ["CARD_NAME", "PICTURES", "add_card", "draw_pictures", "is_generated", "render_card", "write_card"]
 
@@ -76,7 +76,7 @@ def render_card(report: Report, repo_id: str, pictures: Collection[str] = tuple(
         speed_ups=speed_ups(report.before.latency, report.after.latency),
         sites=_sites(report),
         comparison=_comparison(report),
-        untrained=_numbers(report.metrics_without_training),
+        untrained=numbers(report.metrics_without_training),
         metric=_metric,
         at_most=_at_most,
         runtimes=side_by_side(
@@ -149,7 +149,7 @@ def _metadata(report: Report, name: str) -> ModelCardData:
             metric_name=metric,
             metric_value=round(value, 6),
         )
-        for metric, value in _numbers(report.metrics_after).items()
+        for metric, value in numbers(report.metrics_after).items()
         if metric != "loss"
     ]
     base_model = _base_model(report)
@@ -208,7 +208,7 @@ def _inside(slot: str, block: str) -> str:
 
 def _comparison(report: Report) -> str:
     """Return the table of the model before and after, with how much that is."""
-    found = _numbers(report.metrics_before), _numbers(report.metrics_after)
+    found = numbers(report.metrics_before), numbers(report.metrics_after)
     names = list(dict.fromkeys(["accuracy", *found[0], *found[1]]))
     before, after = (
         {_held_out(name): _metric(name, metrics[name]) if name in metrics else NOT_MEASURED for name in names}
@@ -225,11 +225,6 @@ def _comparison(report: Report) -> str:
     if not faster:
         columns["change"]["latency"] = NOT_MEASURED
     return side_by_side(columns)
-
-
-def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Leave out what is no number: a `compute_metrics` may return a confusion matrix, too."""
-    return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
 
 
 def _at_most(value: float) -> str:

@@ -12,7 +12,7 @@ from matplotlib.patches import FancyBboxPatch
 
 from updp_hf.core.policy import ramp
 from updp_hf.core.sites import Form
-from updp_hf.report import Report
+from updp_hf.report import Report, numbers
 
 if TYPE_CHECKING:
     from updp_hf.pareto import Front
@@ -114,11 +114,8 @@ def plot_before_after(report: Report, file: Path) -> None:
 
 
 def _percent(metrics: Mapping[str, Any]) -> float | None:
-    return 100 * metrics["accuracy"] if _is_number(metrics.get("accuracy")) else None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float)
+    accuracy = numbers(metrics).get("accuracy")
+    return None if accuracy is None else 100 * accuracy
 
 
 def _bars(axes: Axes, title: str, values: Sequence[float | None], form: str) -> None:
@@ -150,9 +147,7 @@ def plot_schedule(report: Report, file: Path) -> None:
     axes.set_ylim(-0.04, 1.06)
     axes.set_xlabel("step", fontsize=9, color=INK)
     axes.set_ylabel("λ", fontsize=10, color=INK, rotation=0)
-    evaluations = [
-        (entry["step"], 100 * entry["accuracy"]) for entry in report.history if _is_number(entry.get("accuracy"))
-    ]
+    evaluations = [(e["step"], 100 * e["accuracy"]) for e in map(numbers, report.history) if "accuracy" in e]
     if evaluations:
         twin = axes.twinx()
         _plain(twin)

@@ -32,6 +32,7 @@ __all__ = [
     "latency_facts",
     "measure_costs",
     "model_facts",
+    "numbers",
     "report_in",
     "report_of",
     "side_by_side",
@@ -144,6 +145,11 @@ class Report:
         except (RecursionError, ValueError) as error:  # of `json`, or of bytes that are no text
             raise ValueError(f"{file} is not JSON ({error}), expected a report written by `Report.save`.") from error
         return cls.from_dict(document)
+
+
+def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Leave out what is no number: a `compute_metrics` may return a confusion matrix, too."""
+    return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
 
 
 def digest_of_weights(folder: str | Path) -> str | None:
