@@ -20,9 +20,9 @@ from transformers import ViTImageProcessor as Processor
 
 from updp_hf import Budget, Report, UPDPForImageClassification, cli, close_, find_sites, gate_, prune
 from updp_hf.card import PICTURES, is_generated, render_card
+from updp_hf.checkpoints import gated_model_in, save_checkpoint
 from updp_hf.core.cost import count_macs, count_parameters
 from updp_hf.core.plan import Plan
-from updp_hf.files import gated_model_in, save_checkpoint
 from updp_hf.inputs import example_inputs_of
 
 SIZE = {"height": 16, "width": 16}

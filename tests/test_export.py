@@ -22,8 +22,8 @@ from transformers import (
 
 from updp_hf import Form, Plan, find_sites, gate_
 from updp_hf import export as exporting
+from updp_hf.checkpoints import save_checkpoint
 from updp_hf.export import ExportError, OnnxExport, export_onnx
-from updp_hf.files import save_checkpoint
 from updp_hf.inputs import logits_of
 
 onnx = pytest.importorskip("onnx")

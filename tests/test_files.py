@@ -1,32 +1,20 @@
-import copy
 import json
-import shutil
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
-import torch
 from huggingface_hub import ModelCard
 from test_modeling import pruned_once
-from tiny_training import RandomImages, assert_equal, last_two, logits, resnet, timm_vit, vit, weights
+from tiny_training import assert_equal, last_two, vit, weights
 from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTImageProcessor
 
-from updp_hf import Form, Plan, Report, calibrate_, files, find_sites, gate_, merge
+from updp_hf import Form, Report, files, gate_
 from updp_hf.card import PICTURES, render_card
-from updp_hf.core.gate import gates
-from updp_hf.core.plan import PlanError
-from updp_hf.files import (
-    MERGED_FILES,
-    gated_model_in,
-    is_training_checkpoint,
-    refuse_occupied,
-    save_checkpoint,
-    save_merged,
-)
+from updp_hf.checkpoints import save_checkpoint
+from updp_hf.files import MERGED_FILES, refuse_occupied, save_merged
 from updp_hf.report import digest_of_weights, report_of
-from updp_hf.surgery import plan_of
 
 
 def test_a_training_checkpoint_is_not_written_over(tmp_path):
@@ -51,81 +39,8 @@ def test_a_new_folder_is_free(folder, tmp_path):
 
 
 @cache
-def calibrated(build):
-    model = build()
-    gate_(model, last_two(build))
-    calibrate_(model, [RandomImages().images])
-    return model.eval()
-
-
-def gated(build, lam):
-    """Return a model whose gates stand at λ, each a bit further than the one before."""
-    model = copy.deepcopy(calibrated(build))
-    for index, (_, gate) in enumerate(gates(model)):
-        gate.set_lambda_(min(lam + 0.01 * index, 1.0))
-    return model
-
-
-@cache
 def pruned(form=Form.MERGE):
     return pruned_once(vit(), form)
-
-
-@pytest.mark.parametrize("build", [vit, timm_vit, resnet])
-@pytest.mark.parametrize("lam", [0.25, 1.0])
-def test_a_gated_model_is_built_as_it_was_saved(build, lam, tmp_path):
-    model = gated(build, lam)
-    save_checkpoint(model, tmp_path)
-    found = gated_model_in(tmp_path)
-    assert_equal(weights(found), weights(model))
-    assert [(path, float(gate.lam)) for path, gate in gates(found)] == [
-        (path, float(gate.lam)) for path, gate in gates(model)
-    ]
-    assert plan_of(found) == plan_of(model)
-    assert not found.training
-    torch.testing.assert_close(logits(found), logits(model), rtol=0.0, atol=0.0)
-
-
-def test_the_labels_are_those_of_the_checkpoint(tmp_path):
-    model = gated(vit, 1.0)
-    model.config.id2label = {index: f"class {index}" for index in range(4)}
-    model.config.label2id = {name: index for index, name in model.config.id2label.items()}
-    save_checkpoint(model, tmp_path)
-    assert merge(gated_model_in(tmp_path)).config.id2label == model.config.id2label
-
-
-@pytest.mark.parametrize("build", [vit, pruned])
-def test_what_is_no_training_checkpoint_is_not_taken_for_one(build, tmp_path):
-    build().save_pretrained(tmp_path)
-    assert not is_training_checkpoint(tmp_path)
-    with pytest.raises(PlanError, match="is no checkpoint of a pruning run"):
-        gated_model_in(tmp_path)
-
-
-def test_a_training_checkpoint_is_known_by_its_configuration(tmp_path):
-    assert not is_training_checkpoint(tmp_path)
-    assert not is_training_checkpoint(tmp_path / "nowhere")
-    save_checkpoint(gated(vit, 0.5), tmp_path)
-    assert is_training_checkpoint(tmp_path)
-    assert is_training_checkpoint(str(tmp_path))
-
-
-def test_weights_that_do_not_fit_are_refused(tmp_path):
-    save_checkpoint(gated(vit, 1.0), tmp_path)
-    vit().save_pretrained(tmp_path / "other")
-    shutil.copy(tmp_path / "other" / "model.safetensors", tmp_path)
-    with pytest.raises(ValueError, match="does not fit the model"):
-        gated_model_in(tmp_path)
-
-
-def test_a_checkpoint_of_a_model_that_was_pruned_before_can_be_built(tmp_path):
-    model = copy.deepcopy(pruned())
-    gate_(model, Plan(find_sites(model).sites[:1]))
-    save_checkpoint(model, tmp_path)
-    torch.testing.assert_close(logits(gated_model_in(tmp_path)), logits(model), rtol=0.0, atol=0.0)
-
-
-# the merged model
 
 
 @pytest.fixture

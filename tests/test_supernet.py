@@ -24,12 +24,12 @@ from torch import nn
 from transformers import TrainerCallback
 
 from updp_hf import Plan, SupernetTrainer, calibrate_, find_sites, gate_
+from updp_hf.checkpoints import save_checkpoint
 from updp_hf.core.gate import gates
 from updp_hf.core.plan import PlanError
 from updp_hf.core.policy import sandwich
-from updp_hf.distillation import distillation_losses
-from updp_hf.files import save_checkpoint
 from updp_hf.gated_trainer import GatedTrainer
+from updp_hf.losses import distillation_losses
 from updp_hf.supernet import train_supernet
 from updp_hf.surgery import close_only_
 

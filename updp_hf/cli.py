@@ -17,10 +17,11 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Pr
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, logging
 
 from updp_hf.card import CARD_NAME, add_card, is_generated, write_card
+from updp_hf.checkpoints import gated_model_in
 from updp_hf.core.cost import measure_latency
 from updp_hf.core.sites import Form
 from updp_hf.export import export_onnx
-from updp_hf.files import gated_model_in, save_merged
+from updp_hf.files import save_merged
 from updp_hf.hub import push_folder
 from updp_hf.inputs import example_inputs_of
 from updp_hf.merging import merge

@@ -1,31 +1,36 @@
 """The Trainer over a gated model: what annealing and supernet training have in common."""
 
 import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import broadcast
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
+from updp_hf.averaging import WeightAverage
+from updp_hf.checkpoints import load_checkpoint_, save_checkpoint, whole_or_none
 from updp_hf.core.cost import count_macs
 from updp_hf.core.gate import is_gated
 from updp_hf.core.modes import open_gates
-from updp_hf.distillation import distillation_losses
-from updp_hf.files import load_checkpoint_, save_checkpoint
 from updp_hf.inputs import example_inputs_of
+from updp_hf.losses import distillation_losses
 from updp_hf.training_args import UPDPTrainingArguments
 
-__all__ = ["GatedTrainer"]
+__all__ = ["GatedTrainer", "synchronized_batch_norms"]
 
 logger = logging.get_logger(__name__)
 
 
 class GatedTrainer(Trainer):
-    """Train a gated model: strict checkpoints, statistics of one process, and the loss of a teacher if there is one."""
+    """Train a gated model: strict checkpoints, statistics of one process, averaged weights, the loss of a teacher."""
 
     args: UPDPTrainingArguments
 
@@ -45,11 +50,34 @@ class GatedTrainer(Trainer):
             )
         with open_gates(model):
             self._macs = count_macs(model, example_inputs_of(model))
+        self._average: WeightAverage | None = None
 
     @property
     def image_key(self) -> str:
         """The name under which a batch holds the images."""
         return str(getattr(self.model, "main_input_name", "pixel_values"))
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train: see `Trainer.train`. All processes end with the same weights, averaged ones if asked for."""
+        if self.args.ema_decay is not None:
+            self._average = WeightAverage(self.model, self.args.ema_decay)
+            self.add_callback(self._average)
+        with synchronized_batch_norms(self.model) if self._shares_statistics() else nullcontext():
+            output = super().train(*args, **kwargs)
+        if self._average is not None:
+            self._average.install_()
+            self.remove_callback(self._average)
+            self._average = None
+        self.share_buffers_()
+        return output
+
+    def _shares_statistics(self) -> bool:
+        if not self.args.sync_batch_norm or self.args.world_size == 1:
+            return False
+        if self.args.device.type == "cpu":
+            logger.warning_once("SyncBatchNorm needs GPUs: on the CPU each process normalises by its own images.")
+            return False
+        return True
 
     def teacher_logits(self, inputs: dict[str, Any], logits: Tensor) -> Tensor | None:
         """Return what the `logits` of this batch are to resemble, None if the labels alone teach."""
@@ -65,6 +93,7 @@ class GatedTrainer(Trainer):
         """Return the loss of the labels, mixed with that of the teacher while training: see `distillation_losses`."""
         if self.args.distillation == "none" or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs.get("labels")
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         student = outputs["logits"].float()
         teacher = self.teacher_logits(inputs, student)
@@ -76,7 +105,8 @@ class GatedTrainer(Trainer):
             # it counted that, else over this batch.
             if num_items_in_batch is not None and (self.model_accepts_loss_kwargs or self.compute_loss_func):
                 processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-                distilled = losses.sum() * processes / num_items_in_batch
+                per_image = labels.shape[1] if labels is not None and labels.ndim == 2 else 1  # mixed labels
+                distilled = losses.sum() * processes * per_image / num_items_in_batch
             else:
                 distilled = losses.mean()
             weight = self.args.distillation_weight
@@ -101,9 +131,11 @@ class GatedTrainer(Trainer):
         return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate the main process's network on all processes: see `Trainer.evaluation_loop`."""
-        self.share_buffers_()
-        return super().evaluation_loop(*args, **kwargs)
+        """Evaluate the main process's network, averaged if it is, on all processes: see `Trainer.evaluation_loop`."""
+        averaged: AbstractContextManager[None] = nullcontext() if self._average is None else self._average.in_place()
+        with averaged:
+            self.share_buffers_()
+            return super().evaluation_loop(*args, **kwargs)
 
     def share_buffers_(self) -> None:
         """Give all processes the running statistics of the main one, which is the one that saves.
@@ -117,6 +149,15 @@ class GatedTrainer(Trainer):
         """Return the operations of one step: forward, and twice as many backward."""
         return 6 * self._macs * len(next(iter(inputs.values())))
 
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        with whole_or_none(folder, is_writer=self.args.should_save):
+            super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()  # what comes next says that the checkpoint of all processes is complete
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if not is_gated(self.model):
             super()._save(output_dir, state_dict)
@@ -125,13 +166,34 @@ class GatedTrainer(Trainer):
             return
         folder = Path(output_dir or self.args.output_dir)
         save_checkpoint(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), folder)
+        if self._average is not None:
+            self._average.save(folder)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
         torch.save(self.args, folder / TRAINING_ARGS_NAME)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_checkpoint_(model or self.model, resume_from_checkpoint)
+        if self._average is not None:
+            self._average.load_(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         logger.info("Loading the best model, %s.", self.state.best_model_checkpoint)
-        load_checkpoint_(self.model, str(self.state.best_model_checkpoint))
+        self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+
+
+@contextmanager
+def synchronized_batch_norms(model: nn.Module) -> Iterator[None]:
+    """Let the BatchNorms of `model` normalise by the images of all processes within, with the same parameters."""
+    stock = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, nn.modules.batchnorm._BatchNorm)
+    ]
+    convert_sync_batchnorm(model)
+    try:
+        yield
+    finally:
+        for parent, name, child in stock:
+            setattr(parent, name, child)

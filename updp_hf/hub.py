@@ -21,7 +21,8 @@ from transformers import AutoModelForImageClassification, PreTrainedModel
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, cached_file, logging
 
 from updp_hf.card import CARD_NAME, PICTURES, add_card, is_generated
-from updp_hf.files import MERGED_FILES, is_training_checkpoint, save_processor
+from updp_hf.checkpoints import is_training_checkpoint
+from updp_hf.files import MERGED_FILES, save_processor
 from updp_hf.modeling_updp import UPDPForImageClassification
 from updp_hf.report import REPORT_NAME, Report, report_in
 

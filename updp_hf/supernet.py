@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
-from transformers.trainer_utils import IntervalStrategy, SaveStrategy, get_last_checkpoint
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from updp_hf.calibration import calibrate_
+from updp_hf.checkpoints import last_checkpoint, load_checkpoint_, save_checkpoint
 from updp_hf.core.modes import stock_statistics_kept
 from updp_hf.core.plan import Plan
 from updp_hf.core.policy import sandwich
-from updp_hf.files import load_checkpoint_, save_checkpoint
 from updp_hf.gated_trainer import GatedTrainer
+from updp_hf.scoring import agreed
 from updp_hf.surgery import close_only_, gate_, plan_of
 from updp_hf.training_args import UPDPTrainingArguments
 
@@ -54,12 +56,6 @@ class SupernetTrainer(GatedTrainer):
         self._closed: tuple[int, ...] = ()
         self._count = 1
         self._losses: list[Tensor] = []
-
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train: see `Trainer.train`."""
-        output = super().train(*args, **kwargs)
-        self.share_buffers_()
-        return output
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
@@ -141,7 +137,7 @@ def train_supernet(
         )
     calibrate_(supernet, images)
     trainer = SupernetTrainer(supernet, _arguments(args, checkpoints), train_dataset=train_dataset, **kwargs)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None)
+    trainer.train(resume_from_checkpoint=agreed(lambda: last_checkpoint(checkpoints), PartialState()))
     if trainer.is_world_process_zero():
         with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as unfinished:
             save_checkpoint(supernet, Path(unfinished) / "supernet")
@@ -160,5 +156,6 @@ def _arguments(args: UPDPTrainingArguments, folder: Path) -> UPDPTrainingArgumen
     changed.eval_on_start = changed.load_best_model_at_end = changed.push_to_hub = False
     if args.save_strategy == SaveStrategy.BEST:
         changed.save_strategy = SaveStrategy.NO  # nothing is evaluated
+    changed.ema_decay = None  # the search scores the weights as they are
     changed.torch_compile = False  # every setting of the gates would be compiled anew
     return changed

@@ -1,6 +1,7 @@
 """The Trainer that prunes: select, gate, calibrate, anneal, merge, save."""
 
 import copy
+import json
 import os
 import shutil
 import time
@@ -15,19 +16,19 @@ from huggingface_hub import HfApi
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import set_seed
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from updp_hf.calibration import calibrate_
 from updp_hf.callback import UPDPCallback
 from updp_hf.card import add_card
+from updp_hf.checkpoints import last_checkpoint, plan_in
 from updp_hf.core.cost import LatencyTable
 from updp_hf.core.gate import is_gated
 from updp_hf.core.plan import Plan
 from updp_hf.core.policy import ramp
 from updp_hf.core.search import Fitness
 from updp_hf.core.sites import Site
-from updp_hf.files import plan_in, refuse_occupied, save_merged
+from updp_hf.files import refuse_occupied, save_merged
 from updp_hf.gated_trainer import GatedTrainer
 from updp_hf.hub import push_folder
 from updp_hf.inputs import base_model_of, logits_of, model_inputs
@@ -52,6 +53,8 @@ REPORTED_BATCH_SIZES = (1, 8)
 """Batch sizes at which a saved model's latency is measured."""
 SELECTION = "updp_selection"
 """Folder inside the output folder for what selecting leaves: the supernet and the scores, from which it is resumed."""
+RECORD = "selection.json"
+"""File in that folder with the facts of the selection."""
 
 
 class UPDPTrainer(GatedTrainer):
@@ -102,22 +105,34 @@ class UPDPTrainer(GatedTrainer):
     # before the loop
 
     def train(self, resume_from_checkpoint: str | os.PathLike[str] | bool | None = None, **kwargs: Any) -> Any:
-        """Select, gate, calibrate, then train: see `Trainer.train`."""
+        """Select, gate, calibrate, then train: see `Trainer.train`.
+
+        Args:
+            resume_from_checkpoint: the checkpoint to go on from; True goes on with the last one in the output folder
+                that is complete, or else with the selection.
+            **kwargs: as for `Trainer.train`.
+
+        Raises:
+            ValueError: there is nothing to go on with.
+            OSError: a checkpoint could not be written; the one before is left.
+        """
         resumes_selection = False
         if resume_from_checkpoint is True:
-            folder = Path(self.args.output_dir)
-            resume_from_checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-            resumes_selection = resume_from_checkpoint is None and (folder / SELECTION).is_dir()
-            if resume_from_checkpoint is None and not resumes_selection:
+            if not self.is_begun():
                 raise ValueError(f"There is no checkpoint in {self.args.output_dir} to resume from: start without.")
+            resume_from_checkpoint = self._last_checkpoint()
+            resumes_selection = resume_from_checkpoint is None
         if isinstance(resume_from_checkpoint, str | os.PathLike):
             resume_from_checkpoint = os.fspath(resume_from_checkpoint)
             self._was_resumed = True
             plan = plan_in(resume_from_checkpoint)
             self.args.refuse_other(plan, resume_from_checkpoint)
             gate_(self.model, plan)
+            self._selection = self._recorded_selection(plan)
         elif not is_gated(self.model):
             plan = self.select(resume=resumes_selection)
+            if self.is_world_process_zero():
+                self._record_selection(plan)
             if self._supernet is not None:
                 set_seed(self.args.seed)  # the same whether the supernet has just been trained or was found
                 if self.args.start_from_supernet:
@@ -129,9 +144,31 @@ class UPDPTrainer(GatedTrainer):
         self._saved = None
         if self.args.distillation != "none":
             self._prepare_teacher()
-        output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-        self.share_buffers_()
-        return output
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def is_begun(self) -> bool:
+        """Return whether a run in the output folder was interrupted with which `train(True)` goes on."""
+        return self._last_checkpoint() is not None or self._selection_folder.is_dir()
+
+    def _last_checkpoint(self) -> str | None:
+        return agreed(lambda: last_checkpoint(self.args.output_dir), PartialState())
+
+    @property
+    def _selection_folder(self) -> Path:
+        return Path(self.args.output_dir) / SELECTION
+
+    def _record_selection(self, plan: Plan) -> None:
+        """Keep the facts of the selection for the report of a run that is resumed."""
+        self._selection_folder.mkdir(parents=True, exist_ok=True)
+        unfinished = self._selection_folder / ".unfinished"
+        unfinished.write_text(json.dumps({"plan": plan.digest(), **self._selection}), encoding="utf-8")
+        os.replace(unfinished, self._selection_folder / RECORD)
+
+    def _recorded_selection(self, plan: Plan) -> dict[str, Any]:
+        """Return the facts of the selection of `plan`, none if it was not selected in this folder."""
+        record = self._selection_folder / RECORD
+        facts = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+        return facts if facts.pop("plan", None) == plan.digest() else {}
 
     def select(self, *, resume: bool = False, **settings: Any) -> Plan:
         """Return the plan: the one given, or the blocks that the selector chooses to keep to the budget.
@@ -224,7 +261,7 @@ class UPDPTrainer(GatedTrainer):
     def _supernet_fitness(self, sites: tuple[Site, ...], *, resume: bool) -> ScoreHistory:
         """Train a supernet of `sites` on what is not sampled, and return the fitness of choices on the sample."""
         args, processes = self.args, PartialState()
-        folder = Path(args.output_dir) / SELECTION
+        folder = self._selection_folder
         if processes.is_main_process and not resume:
             shutil.rmtree(folder, ignore_errors=True)
         processes.wait_for_everyone()

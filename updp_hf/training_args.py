@@ -101,6 +101,17 @@ class UPDPTrainingArguments(TrainingArguments):
         default=0.5, metadata={"help": "Share of the teacher in the loss, from 0 to 1; the labels have the rest."}
     )
     temperature: float = field(default=2.0, metadata={"help": "Temperature of soft distillation, above 0."})
+    ema_decay: float | None = field(
+        default=None,
+        metadata={
+            "help": "Decay for each step of the exponential moving average of the weights, below 1; the average is "
+            "what is evaluated and merged. None keeps no average."
+        },
+    )
+    sync_batch_norm: bool = field(
+        default=False,
+        metadata={"help": "Normalise by the images of all GPUs: for few images on each. Of no effect on one device."},
+    )
 
     def __post_init__(self) -> None:
         """Check what can be checked without a model."""
@@ -128,6 +139,8 @@ class UPDPTrainingArguments(TrainingArguments):
                 f"`calibration_size` {self.calibration_size}, expected a weight in [0, 1], a temperature above 0 and "
                 "at least one image."
             )
+        if self.ema_decay is not None and not 0.0 < self.ema_decay < 1.0:
+            raise ValueError(f"`ema_decay` is {self.ema_decay}, expected a decay between 0 and 1, or none.")
         if not self.supernet_fraction > 0.0:
             raise ValueError(f"`supernet_fraction` is {self.supernet_fraction}, expected a fraction above 0.")
         if self.start_from_supernet and self.selector != SUPERNET:
@@ -140,6 +153,11 @@ class UPDPTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"`hub_strategy` is {strategy.value!r}, which would publish unfinished weights under the "
                 "model's name: set it to 'end'."
+            )
+        if self.enable_jit_checkpoint:
+            raise ValueError(
+                "`enable_jit_checkpoint` is on, which ends a training that was interrupted as if it were finished: "
+                "leave it off, and go on from the last checkpoint with `resume_from_checkpoint`."
             )
         # An open or closed gate leaves one of its sides without gradients.
         self.ddp_find_unused_parameters: bool | None = self.ddp_find_unused_parameters is not False
