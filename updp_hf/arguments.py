@@ -1,50 +1,69 @@
-"""Command lines of recipes: dataclasses, a YAML or JSON file, and options that win over the file."""
+"""Command lines of recipes: dataclasses, YAML or JSON files, and options that win over the files."""
 
+import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from transformers import HfArgumentParser
 
 __all__ = ["parse_arguments"]
 
 
-def parse_arguments(*types: type, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
+def parse_arguments(
+    *types: type, argv: Sequence[str] | None = None, under: Sequence[Path] = (), over: Sequence[Path] = ()
+) -> tuple[Any, ...]:
     """Parse the command line into one object of each dataclass in `types`.
 
-    `--config file.yaml` (or `.json`) sets values by the names of the fields; options on the command line win.
+    `--config file.yaml` (or `.json`) sets values by the names of the fields; options on the command line win. What is
+    said of one of a dataclass's `ALTERNATIVES`, groups of fields of which one can be given, takes the place of what
+    was said before of the others.
+
+    Args:
+        *types: dataclasses; no two have a field of the same name.
+        argv: the command line, by default that of this process.
+        under: files whose values hold unless `--config` says otherwise.
+        over: files whose values hold whatever `--config` says.
 
     Raises:
-        SystemExit: an option or a key of the file is unknown, as argparse does it.
+        SystemExit: an option or a key of a file is unknown, as argparse does it.
     """
     parser = HfArgumentParser(types)
     parser.add_argument("--config", type=Path, help="YAML or JSON file with values for these options.")
     options = list(sys.argv[1:] if argv is None else argv)
-    from_file, rest = _split_config(parser, options)
-    known = {action.dest for action in parser._actions}
-    unknown = sorted(set(from_file) - known)
-    if unknown:
-        parser.error(f"the file has the keys {', '.join(unknown)}, which are no options of this recipe: see --help")
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config", type=Path)
+    found, rest = finder.parse_known_args(options)
+    files = [*under, *([] if found.config is None else [found.config]), *over]
+    values = _laid_over([_values_in(file, parser) for file in files], rest, types)
     for action in parser._actions:
-        action.required = action.required and action.dest not in from_file
-    parser.set_defaults(**from_file)
+        action.required = action.required and action.dest not in values
+    parser.set_defaults(**values)
     *parsed, _ = parser.parse_args_into_dataclasses(args=rest)
     return tuple(parsed)
 
 
-def _split_config(parser: HfArgumentParser, options: list[str]) -> tuple[dict[str, Any], list[str]]:
-    if "--config" not in options:
-        return {}, options
-    index = options.index("--config")
-    if index + 1 == len(options):
-        parser.error("--config needs the name of a file")
-    file = Path(options[index + 1])
+def _laid_over(layers: Iterable[Mapping[str, Any]], options: Sequence[str], types: Sequence[type]) -> dict[str, Any]:
+    """Return what the layers say together, without what the options have alternatives to."""
+    groups = [set(group) for type_ in types for group in getattr(type_, "ALTERNATIVES", ())]
+    given = {option[2:].partition("=")[0].replace("-", "_") for option in options if option.startswith("--")}
+    values: dict[str, Any] = {}
+    for layer in (*layers, dict.fromkeys(given)):
+        replaced = set().union(*(group for group in groups if group & layer.keys()))
+        values = {name: value for name, value in values.items() if name not in replaced}
+        values |= {name: value for name, value in layer.items() if name not in given}
+    return values
+
+
+def _values_in(file: Path, parser: HfArgumentParser) -> dict[str, Any]:
     if not file.is_file():
         parser.error(f"--config {file}: there is no such file")
-    import yaml  # an extra, needed for this option alone; JSON is YAML too
-
-    content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}  # JSON is YAML too
     if not isinstance(content, dict):
         parser.error(f"--config {file}: expected names and values, found a {type(content).__name__}")
-    return content, options[:index] + options[index + 2 :]
+    unknown = sorted(set(content) - {action.dest for action in parser._actions})
+    if unknown:
+        parser.error(f"{file} has the keys {', '.join(unknown)}, which are no options of this recipe: see --help")
+    return content

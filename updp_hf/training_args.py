@@ -1,7 +1,7 @@
 """The Trainer's arguments, and those that pruning adds."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
@@ -22,6 +22,11 @@ SUPERNET = "supernet"
 @dataclass
 class UPDPTrainingArguments(TrainingArguments):
     """Arguments of `UPDPTrainer`: all of `TrainingArguments`, and what to prune and how."""
+
+    ALTERNATIVES: ClassVar[tuple[tuple[str, ...], ...]] = (
+        ("num_pruned_blocks", "target_speed_up", "target_macs", "target_parameters", "plan"),
+    )
+    """Groups of fields of which one is to be given."""
 
     hub_strategy: HubStrategy | str = field(
         default="end", metadata={"help": "When to push: at the end, since unfinished weights are no pruned model."}
@@ -116,7 +121,7 @@ class UPDPTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         """Check what can be checked without a model."""
         super().__post_init__()
-        asked = ("num_pruned_blocks", "target_speed_up", "target_macs", "target_parameters", "plan")
+        (asked,) = UPDPTrainingArguments.ALTERNATIVES
         given = [f"`{name}`" for name in asked if getattr(self, name) is not None]
         if len(given) != 1:
             names = ", ".join(f"`{name}`" for name in asked[:-1])
