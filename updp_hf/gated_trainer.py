@@ -20,6 +20,7 @@ from updp_hf.checkpoints import load_checkpoint_, save_checkpoint, whole_or_none
 from updp_hf.core.cost import count_macs
 from updp_hf.core.gate import is_gated
 from updp_hf.core.modes import open_gates
+from updp_hf.data.callbacks import EpochCallback
 from updp_hf.inputs import example_inputs_of
 from updp_hf.losses import distillation_losses
 from updp_hf.training_args import UPDPTrainingArguments
@@ -43,6 +44,7 @@ class GatedTrainer(Trainer):
                 "`accelerate launch`."
             )
         super().__init__(model=model, args=args, **kwargs)
+        self.add_callback(EpochCallback())
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError(
                 "FSDP or DeepSpeed is on, but gates and merging need whole parameters: run with plain data parallelism "

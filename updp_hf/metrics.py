@@ -10,6 +10,7 @@ from transformers import EvalPrediction
 __all__ = ["Accuracy", "TopKAccuracy", "compute_accuracy", "top_k_accuracy"]
 
 _CITATION = ""
+_NO_LABEL = -100  # as in torch's cross entropy
 _INPUTS = "predictions: logits of shape (images, classes). references: labels of shape (images,)."
 
 
@@ -17,16 +18,18 @@ def top_k_accuracy(logits: Any, labels: Any, k: int = 1) -> float:
     """Return the fraction of images whose label is among the `k` classes with the largest logits.
 
     With fewer than `k` classes every image counts as right. Of equal logits, those of lower class number come first.
+    Images with the label -100, such as those that could not be read, do not count.
 
     Raises:
-        ValueError: the shapes are not (images, classes) and (images,), or there are no images.
+        ValueError: the shapes are not (images, classes) and (images,), or there are no images that count.
     """
     scores, targets = np.asarray(logits), np.asarray(labels)
-    if scores.ndim != 2 or targets.shape != scores.shape[:1] or not len(targets):
+    if scores.ndim != 2 or targets.shape != scores.shape[:1] or not (targets != _NO_LABEL).any():
         raise ValueError(
             f"Logits have shape {scores.shape} and labels {targets.shape}, expected (images, classes) and (images,) "
-            "with at least one image."
+            "with at least one image whose label is not -100."
         )
+    scores, targets = scores[targets != _NO_LABEL], targets[targets != _NO_LABEL]
     best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return float((best == targets[:, None]).any(axis=1).mean())
 

@@ -3,7 +3,7 @@
 import copy
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +130,7 @@ def train_supernet(
     if finished.is_dir():
         load_checkpoint_(supernet, finished)
         return supernet.to(args.device)
-    if not len(train_dataset):
+    if isinstance(train_dataset, Sized) and not len(train_dataset):  # a stream does not tell
         raise ValueError(
             f"`calibration_size` is {args.calibration_size}, and the training set has no more images: choose fewer, "
             "for the supernet is trained on the others."
