@@ -1,0 +1,1 @@
+"""Sets of labelled images that are made on this machine."""
