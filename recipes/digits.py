@@ -16,10 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import datasets
-import numpy as np
 import torch
 from accelerate import PartialState
-from sklearn.datasets import load_digits
 from torchvision.transforms import v2
 from transformers import (
     AutoImageProcessor,
@@ -37,6 +35,7 @@ from transformers import (
 
 import updp_hf
 from updp_hf.arguments import parse_arguments
+from updp_hf.data.digits import digits
 from updp_hf.report import REPORT_NAME, Cost, Report, measure_costs, side_by_side
 
 LARGE_BATCH = 256
@@ -128,13 +127,7 @@ class DigitsArguments(updp_hf.UPDPTrainingArguments):
 
 def load_splits(processor: ViTImageProcessor, seed: int) -> datasets.DatasetDict:
     """Return the digits as images and labels, `train` augmented and `test` held out."""
-    digits = load_digits()
-    features = datasets.Features(
-        {"image": datasets.Image(), "label": datasets.ClassLabel(names=[str(name) for name in digits.target_names])}
-    )
-    images = [np.uint8(image * 255 / 16) for image in digits.images]  # (8, 8) with values 0 to 16
-    data = datasets.Dataset.from_dict({"image": images, "label": digits.target}, features=features)
-    splits = data.train_test_split(test_size=0.25, stratify_by_column="label", seed=seed)
+    splits = digits(seed)
     augment = v2.RandomAffine(degrees=8, translate=(0.07, 0.07), scale=(0.93, 1.07))
     splits["train"].set_transform(partial(to_inputs, processor=processor, augment=augment))
     splits["test"].set_transform(partial(to_inputs, processor=processor, augment=v2.Identity()))

@@ -1,4 +1,4 @@
-"""Imports go one way: recipes → shell → surgery → core; what travels to the Hub needs none of them."""
+"""Imports go one way: recipes → shell → surgery → core; what travels to the Hub needs none of them, data neither."""
 
 import ast
 import sys
@@ -40,7 +40,7 @@ def name(file: Path) -> str:
 
 
 def test_the_walk_sees_the_package():
-    assert {"core/affine.py", "surgery.py", "layout_updp.py"} <= {name(file) for file in FILES}
+    assert {"core/affine.py", "data/glyphs.py", "surgery.py", "layout_updp.py"} <= {name(file) for file in FILES}
     assert "updp_hf.core.affine" in imports(PACKAGE / "merging.py")
 
 
@@ -60,6 +60,11 @@ def test_what_travels_to_the_hub_is_self_contained(stem):
 
 def test_the_layout_needs_no_transformers():
     assert not [module for module in imports(PACKAGE / "layout_updp.py") if is_of(module, "transformers")]
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f.parent.name == "data"], ids=name)
+def test_data_knows_images_alone(file):
+    assert [module for module in imports(file) if is_of(module, "updp_hf") and not is_of(module, "updp_hf.data")] == []
 
 
 @pytest.mark.parametrize("file", FILES, ids=name)
