@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 from timm.data import Mixup, create_transform
+from timm.data.auto_augment import AugmentOp, posterize
 from timm.data.mixup import mixup_target
 from torch import Tensor
 from transformers import TimmWrapperImageProcessor, default_data_collator
@@ -100,7 +101,23 @@ def train_transform(processor: Any, args: AugmentationArguments) -> Transform:
         re_prob=args.random_erasing,
         re_mode="pixel",
     )
+    for step in transform.transforms:  # type: ignore[attr-defined]  # timm composes
+        for op in _ops_of(step):
+            _keep_a_bit_(op)
     return transform
+
+
+def _ops_of(step: Any) -> list[AugmentOp]:
+    """Return the operations that timm's policies draw from."""
+    listed = [*getattr(step, "ops", []), *(op for part in getattr(step, "policy", []) for op in part)]
+    return [op for op in listed if isinstance(op, AugmentOp)]
+
+
+def _keep_a_bit_(op: AugmentOp) -> None:
+    """Let posterising keep one bit at least: timm may ask for none, a black image, which Pillow 13 refuses."""
+    if op.aug_fn is posterize:
+        level = op.level_fn
+        op.level_fn = lambda *args: (max(*level(*args), 1),)
 
 
 def eval_transform(processor: Any) -> Transform:

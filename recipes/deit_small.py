@@ -1,0 +1,16 @@
+"""DeiT-S on ImageNet-1k, pruned by UPDP; all values, each with its source, are in deit_small.yaml.
+
+accelerate launch recipes/deit_small.py --data_dir imagenet
+accelerate launch recipes/deit_small.py --smoke
+"""
+
+from transformers import ViTConfig
+
+from updp_hf.recipe import run
+
+TINY = ViTConfig(
+    hidden_size=96, num_hidden_layers=4, num_attention_heads=6, intermediate_size=384, patch_size=4, image_size=16
+)
+
+if __name__ == "__main__":
+    run(__file__, TINY)

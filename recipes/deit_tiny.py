@@ -1,0 +1,16 @@
+"""DeiT-Ti on ImageNet-1k, pruned by UPDP; all values, each with its source, are in deit_tiny.yaml.
+
+accelerate launch recipes/deit_tiny.py --data_dir imagenet
+accelerate launch recipes/deit_tiny.py --smoke
+"""
+
+from transformers import ViTConfig
+
+from updp_hf.recipe import run
+
+TINY = ViTConfig(
+    hidden_size=48, num_hidden_layers=4, num_attention_heads=3, intermediate_size=192, patch_size=4, image_size=16
+)
+
+if __name__ == "__main__":
+    run(__file__, TINY)

@@ -1,0 +1,14 @@
+"""MobileNetV2 on ImageNet-1k, pruned by UPDP; all values, each with its source, are in mobilenetv2.yaml.
+
+accelerate launch recipes/mobilenetv2.py --data_dir imagenet
+accelerate launch recipes/mobilenetv2.py --smoke
+"""
+
+from transformers import TimmWrapperConfig
+
+from updp_hf.recipe import run
+
+TINY = TimmWrapperConfig(architecture="mobilenetv2_035", image_size=32)
+
+if __name__ == "__main__":
+    run(__file__, TINY)

@@ -1,0 +1,270 @@
+"""The straight line of every recipe: load, prune while fine-tuning, merge, save, say what came of it."""
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from accelerate import PartialState
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    TimmWrapperConfig,
+    ViTImageProcessor,
+    set_seed,
+)
+from transformers.utils import logging
+
+from updp_hf.arguments import parse_arguments
+from updp_hf.data.augmentation import AugmentationArguments, Mix, eval_transform, train_transform
+from updp_hf.data.callbacks import BrokenImagesCallback
+from updp_hf.data.images import ImageDataset
+from updp_hf.data.sources import DataArguments, Splits, load_splits
+from updp_hf.data.streams import Tally, image_stream
+from updp_hf.losses import label_loss
+from updp_hf.metrics import compute_accuracy
+from updp_hf.report import Report, numbers, side_by_side, speed_ups
+from updp_hf.trainer import UPDPTrainer
+from updp_hf.training_args import UPDPTrainingArguments
+
+__all__ = ["RecipeArguments", "recipe_arguments", "run"]
+
+logger = logging.get_logger(__name__)
+
+SMOKE = "smoke.yaml"
+
+
+@dataclass
+class RecipeArguments(UPDPTrainingArguments):
+    """Which checkpoint to prune, and how: `UPDPTrainingArguments`, with the images of a step counted in all."""
+
+    model_name_or_path: str = field(default="", metadata={"help": "The checkpoint: its id on the Hub, or a folder."})
+    teacher_name_or_path: str | None = field(
+        default=None, metadata={"help": "The image classifier to distil from; by default the checkpoint itself."}
+    )
+    drop_path_rate: float | None = field(
+        default=None, metadata={"help": "Probability that a branch is left out in training, for models that know it."}
+    )
+    global_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Images in one step of the optimizer, on all processes together; gradients are accumulated where "
+            "`per_device_train_batch_size` is too small for that."
+        },
+    )
+    smoke: bool = field(
+        default=False, metadata={"help": "Prune a tiny model of the same family on the digits: a minute on a CPU."}
+    )
+    eval_on_start: bool = True
+    remove_unused_columns: bool = False
+
+    def __post_init__(self) -> None:
+        """Take the CPU where there is no other device, and share the images of a step out among the processes."""
+        if not torch.accelerator.is_available():
+            # Unless told so, each of several processes would believe that it is the only one.
+            self.use_cpu = True
+        if self.use_cpu:
+            self.bf16 = self.dataloader_pin_memory = False  # what the recipes say of GPUs
+        super().__post_init__()
+        if self.global_batch_size is None:
+            return
+        at_once = self.per_device_train_batch_size * self.world_size
+        if self.global_batch_size < at_once:
+            at_once = self.global_batch_size // self.world_size * self.world_size
+        if at_once == 0 or self.global_batch_size % at_once:
+            raise ValueError(
+                f"`global_batch_size` is {self.global_batch_size}, which {self.world_size} processes with at most "
+                f"{self.per_device_train_batch_size} images at once cannot share out: choose a multiple of "
+                f"{max(at_once, self.world_size)}, or another `per_device_train_batch_size`."
+            )
+        self.per_device_train_batch_size: int = at_once // self.world_size
+        self.gradient_accumulation_steps: int = self.global_batch_size // at_once
+
+
+def run(recipe: str, tiny: PreTrainedConfig) -> None:
+    """Run the recipe in the file `recipe`, whose values are those of the YAML file beside it.
+
+    The same command again goes on where a run was interrupted.
+
+    Args:
+        recipe: `__file__` of the recipe.
+        tiny: the network that `--smoke` prunes.
+    """
+    try:
+        trainer = prepare(*recipe_arguments(Path(recipe)), tiny)
+    except (ValueError, OSError) as error:  # nothing has been done yet that a traceback would explain
+        sys.exit(f"{Path(recipe).name}: {error}" if PartialState().is_main_process else 1)
+    prune(trainer)
+
+
+def recipe_arguments(
+    recipe: Path, argv: Sequence[str] | None = None
+) -> tuple[DataArguments, AugmentationArguments, RecipeArguments]:
+    """Return the values of the recipe: those of its file, of `--config`, of `--smoke`, and of the command line."""
+    options = list(sys.argv[1:] if argv is None else argv)
+    over = [recipe.parent / SMOKE] if "--smoke" in options else []
+    types = (DataArguments, AugmentationArguments, RecipeArguments)
+    data, augmentation, args = parse_arguments(*types, argv=options, under=[recipe.with_suffix(".yaml")], over=over)
+    return data, augmentation, args
+
+
+def prepare(
+    data: DataArguments, augmentation: AugmentationArguments, args: RecipeArguments, tiny: PreTrainedConfig
+) -> UPDPTrainer:
+    """Load images and checkpoint, and return their trainer.
+
+    Raises:
+        ValueError: something does not fit, in one sentence.
+        OSError: something cannot be reached.
+    """
+    set_seed(args.seed)
+    with PartialState().main_process_first():
+        splits = load_splits(data, args.seed)
+        if args.smoke:
+            args.model_name_or_path = save_tiny(tiny, Path(args.output_dir) / "tiny", splits.labels)
+    model, processor = load_checkpoint(args.model_name_or_path, splits.labels, args.drop_path_rate)
+    teacher = args.teacher_name_or_path and load_checkpoint(args.teacher_name_or_path, splits.labels)[0]
+    if data.streaming:
+        args.accelerator_config.dispatch_batches = False  # each process reads its own shards
+        set_steps(args, splits.num_train_images)
+    train, held_out, tallies = images(splits, data, augmentation, args, processor)
+    return UPDPTrainer(
+        model=model,
+        args=args,
+        teacher=teacher or None,
+        train_dataset=train,
+        eval_dataset=held_out,
+        data_collator=Mix(augmentation, len(splits.labels), label_smoothing=args.label_smoothing_factor),
+        compute_loss_func=label_loss if augmentation.mixes else None,
+        processing_class=processor,
+        compute_metrics=compute_accuracy,
+        callbacks=[BrokenImagesCallback(*tallies)],
+    )
+
+
+def prune(trainer: UPDPTrainer) -> None:
+    """Prune, or go on with what was interrupted; merge, save, push if asked for, and print what came of it."""
+    args, say = trainer.args, PartialState().print  # on the main process only
+    is_begun = trainer.is_begun()
+    say(f"{'Going on with' if is_begun else 'Pruning'} {args.model_name_or_path}, to be saved in {args.output_dir}.")
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or is_begun)
+    say(f"Pruned: {', '.join(trainer.plan.blocks)}.")
+    trainer.save_model()
+    say(f"\n{summary(Report.load(args.output_dir))}\n" if args.process_index == 0 else "")
+    say(f"The merged model, its report and its card are in {args.output_dir}.")
+    if args.push_to_hub:
+        say(f"Pushed: {trainer.push_to_hub()}")
+
+
+def save_tiny(config: PreTrainedConfig, folder: Path, labels: Sequence[str]) -> str:
+    """Save a network with random weights as an ordinary checkpoint, unless it is there."""
+    if PartialState().is_main_process and not (folder / "config.json").is_file():
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {name: index for index, name in enumerate(labels)}
+        AutoModelForImageClassification.from_config(config).save_pretrained(folder)
+        ViTImageProcessor(size={"height": config.image_size, "width": config.image_size}).save_pretrained(folder)
+    return str(folder)
+
+
+def load_checkpoint(
+    name: str, labels: Sequence[str], drop_path_rate: float | None = None
+) -> tuple[PreTrainedModel, Any]:
+    """Return the model `name` and what prepares its images.
+
+    It gets a new classifier where it has been trained for another number of classes.
+
+    Raises:
+        OSError: it cannot be reached.
+        ValueError: the model knows no such drop path.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name)
+        processor = AutoImageProcessor.from_pretrained(name)
+        options: dict[str, Any] = {}
+        if config.num_labels != len(labels):
+            logger.warning(
+                f"{name} has been trained for {config.num_labels} classes and there are {len(labels)} here, so its "
+                "classifier is a new one: fine-tune it before it is pruned, or what is left of it will not be known."
+            )
+            names = dict(enumerate(labels))
+            options = {"id2label": names, "label2id": {label: index for index, label in names.items()}}
+            options["ignore_mismatched_sizes"] = True
+        if drop_path_rate is not None:
+            options |= _drop_path(config, drop_path_rate)
+        return AutoModelForImageClassification.from_pretrained(name, **options), processor
+    except OSError as error:
+        raise OSError(
+            f"The checkpoint {name} could not be reached ({str(error).splitlines()[0]}): connect, log in if it is "
+            "gated, or give the folder of one with `--model_name_or_path`."
+        ) from error
+
+
+def _drop_path(config: PreTrainedConfig, rate: float) -> dict[str, Any]:
+    if isinstance(config, TimmWrapperConfig):
+        return {"model_args": {**(config.model_args or {}), "drop_path_rate": rate}}
+    if not hasattr(config, "drop_path_rate"):
+        raise ValueError(
+            f"`drop_path_rate` is {rate}, but a {type(config).__name__} knows no drop path: leave it out, or load the "
+            "model from timm."
+        )
+    return {"drop_path_rate": rate}
+
+
+def images(
+    splits: Splits, data: DataArguments, augmentation: AugmentationArguments, args: RecipeArguments, processor: Any
+) -> tuple[Any, Any, list[Any]]:
+    """Return the images to train and to evaluate on, and what counts the broken ones."""
+    columns = {"image_column": data.image_column_name, "label_column": data.label_column_name}
+    augmented, plain = train_transform(processor, augmentation), eval_transform(processor)
+    found: list[Any] = []
+    tallies: list[Any] = []
+    for split, is_training in ((splits.train, True), (splits.held_out, False)):
+        transform = augmented if is_training else plain
+        options: dict[str, Any] = {**columns, "carry_seeds": is_training and augmentation.mixes}
+        if isinstance(split, datasets.IterableDataset):
+            tallies.append(Tally())
+            found.append(image_stream(split, transform, tallies[-1], **options))
+        else:
+            options |= {"seed": args.seed, "replace_broken": is_training, "plain_transform": plain}
+            found.append(ImageDataset(split, transform, **options))
+            tallies.append(found[-1])
+    return found[0], found[1], tallies
+
+
+def set_steps(args: RecipeArguments, count: int | None) -> None:
+    """Say in steps how long to train on a stream of `count` images, which has no epochs.
+
+    Raises:
+        ValueError: the source does not tell how many there are.
+    """
+    if args.max_steps > 0:
+        return
+    if count is None:
+        raise ValueError("The stream does not tell how many images it has: say with `--max_steps` how long to train.")
+    batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    args.max_steps = math.ceil(count * args.num_train_epochs / batch_size)
+
+
+def summary(report: Report) -> str:
+    """Return a table of the model before and after pruning."""
+    columns = {}
+    for name, cost, metrics in (
+        ("before", report.before, report.metrics_before),
+        ("after", report.after, report.metrics_after),
+    ):
+        accuracy = numbers(metrics).get("accuracy")
+        columns[name] = {
+            "held-out accuracy": "not measured" if accuracy is None else f"{100 * accuracy:.2f} %",
+            **cost.facts(),
+        }
+    for size, factor in speed_ups(report.before.latency, report.after.latency).items():
+        columns["before"][f"speed-up, batch {size}"] = "1.00×"
+        columns["after"][f"speed-up, batch {size}"] = f"{factor:.2f}×"
+    return side_by_side(columns)
