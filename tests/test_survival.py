@@ -1,0 +1,24 @@
+"""A run that is killed at random moments ends with the same weights, to the bit, when the same command is given again."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parent / "scripts" / "survive.py"
+KILLS = 12
+
+
+@pytest.mark.slow
+def test_a_recipe_survives_being_killed_at_random_moments(tmp_path):
+    command = [sys.executable, str(SCRIPT), str(tmp_path), "0", str(KILLS)]
+    output = subprocess.run(command, check=True, capture_output=True, text=True, timeout=900).stdout
+    found = json.loads(output.splitlines()[-1])
+    assert found["differing"] == []
+    assert len(found["killed"]) >= KILLS
+    assert Counter(phase for phase, _ in found["killed"]).keys() == {"supernet", "search", "ramp", "fine-tuning"}
+    assert Counter(name for _, name in found["killed"]).keys() == {"SIGKILL", "SIGTERM"}
+    assert found["torn"] > 0  # some checkpoints were half written
