@@ -14,7 +14,7 @@ __all__ = ["MIN_CONTRAST", "colours", "render"]
 
 MIN_CONTRAST = 70
 """The least difference in luminance of character and background, out of 255, before noise."""
-EXTENT = (0.45, 0.85)  # longer side of the character
+EXTENT = (0.5, 0.8)  # longer side of the character
 BEND = 0.3  # largest change of an entry of the 2×2 matrix from that of the identity: turns, shears, stretches, scales
 SHIFT = 0.1
 ELASTIC = 0.09  # largest displacement of a node
