@@ -1,4 +1,4 @@
-"""A run that is killed at random moments ends with the same weights, to the bit, when the same command is given again."""
+"""A run that is killed at random moments and started again ends with the same weights, to the bit."""
 
 import json
 import subprocess
