@@ -83,7 +83,7 @@ class Splits(NamedTuple):
     held_out: AnyDataset
     labels: list[str]
     num_train_images: int | None
-    """None if the source does not tell how long its stream is."""
+    """None if the source of a stream does not tell; then what `max_train_samples` says, if anything."""
 
 
 def load_splits(args: DataArguments, seed: int) -> Splits:
