@@ -50,14 +50,11 @@ def test_a_folder_of_images_is_streamed(picture_folder):
     splits = load(picture_folder, streaming=True)
     assert isinstance(splits.train, datasets.IterableDataset)
     assert isinstance(splits.held_out, datasets.IterableDataset)
-    assert (splits.labels, splits.num_train_images) == (CLASSES, COUNT)
+    assert (splits.labels, splits.num_train_images) == (CLASSES, None)  # nobody has counted the files
+    again, otherwise = (load(picture_folder, seed, streaming=True).train for seed in (0, 1))
     paths = [
         [row["image"]["path"] for row in part.cast_column("image", datasets.Image(decode=False))]
-        for part in (
-            splits.train,
-            load(picture_folder, streaming=True).train,
-            load(picture_folder, 1, streaming=True).train,
-        )
+        for part in (splits.train, again, otherwise)
     ]
     assert len(set(paths[0])) == COUNT
     assert paths[0] == paths[1] != paths[2]

@@ -49,7 +49,11 @@ class DataArguments:
     image_column_name: str = field(default="image", metadata={"help": "The column with the images."})
     label_column_name: str = field(default="label", metadata={"help": "The column with the classes."})
     streaming: bool = field(
-        default=False, metadata={"help": "Read the training images as they come, without downloading all beforehand."}
+        default=False,
+        metadata={
+            "help": "Read the images as they come, without downloading all beforehand. Of no use for a folder, whose "
+            "images would come class by class."
+        },
     )
     max_train_samples: int | None = field(
         default=None, metadata={"help": "Train on so many images, drawn at random; of a stream, on the first ones."}
