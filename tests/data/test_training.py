@@ -60,7 +60,7 @@ def test_broken_images_are_in_the_log_of_a_run(whole):
     assert counts == sorted(counts)
 
 
-@pytest.mark.parametrize("step", [4, 6])
+@pytest.mark.parametrize("step", [pytest.param(4, marks=pytest.mark.slow), 6])
 def test_a_resumed_run_sees_the_images_and_ends_with_the_weights_of_a_whole_one(whole, tmp_path, pictures, step):
     folder, expected, seen = whole
     run, seen_again = run_in(tmp_path, pictures)
