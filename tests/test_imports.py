@@ -13,7 +13,7 @@ TRAVELLING = ("checks_updp", "configuration_updp", "layout_updp", "modeling_updp
 SHELL = (
     *("trainer", "gated_trainer", "training_args", "callback", "supernet", "report", "prune", "cli", "card", "hub"),
     *("origin", "export", "processors", "timm_models", "run_log", "sites_table"),
-    *("selection", "selectors", "scoring", "samples", "pareto", "plots"),
+    *("selection", "selectors", "scoring", "samples", "pareto", "plots", "data"),
 )
 FILES = sorted(PACKAGE.rglob("*.py"))
 

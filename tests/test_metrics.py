@@ -24,6 +24,14 @@ def test_accuracies_are_those_counted_by_hand():
     assert top_k_accuracy(LOGITS, LABELS, 99) == 1.0
 
 
+def test_images_without_a_label_do_not_count():
+    logits, labels = np.concatenate([LOGITS, LOGITS]), np.concatenate([LABELS, np.full(4, -100)])
+    assert top_k_accuracy(logits, labels, 1) == 1 / 4
+    assert top_k_accuracy(logits, labels, 5) == 2 / 4
+    with pytest.raises(ValueError, match="with at least one image whose label is not -100"):
+        top_k_accuracy(LOGITS, np.full(4, -100))
+
+
 def test_equal_logits_count_for_the_lower_class():
     assert top_k_accuracy(np.zeros((2, 3)), np.array([0, 2]), 1) == 1 / 2
 

@@ -1,12 +1,16 @@
 """A sample is fixed by its seed, and what is left is all the rest."""
 
 import datasets
+import PIL.Image
 import pytest
 import torch
 from tiny_training import RandomImages
 from torch.utils.data import IterableDataset
 
+from updp_hf.data.images import SEED, ImageDataset
 from updp_hf.samples import sample_and_rest
+
+ZERO = torch.zeros(2)
 
 
 def indexed(count=20):
@@ -77,22 +81,42 @@ def test_no_item_is_read_by_sampling():
     assert (len(sample), len(rest)) == (8, 24)
 
 
+def test_the_sample_of_an_image_set_is_plain_and_the_rest_learns_the_epoch():
+    images = [PIL.Image.new("RGB", (4, 4), (index, 0, 0)) for index in range(20)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    rows = datasets.Dataset.from_dict({"image": images, "label": list(range(20))}, features=features)
+    dataset = ImageDataset(rows, lambda image: torch.rand(2), carry_seeds=True, plain_transform=lambda image: ZERO)
+    sample, rest = sample_and_rest(dataset, 8, seed=3)
+    expected = sample_and_rest(indexed(), 8, seed=3)
+    assert [item["labels"] for item in sample] == indices(expected[0])
+    assert [item["labels"] for item in rest] == indices(expected[1])
+    assert all(item.keys() == {"pixel_values", "labels"} and item["pixel_values"] is ZERO for item in sample)
+    before = rest[0]
+    rest.set_epoch(1)
+    assert (SEED in before, SEED in rest[0]) == (True, True)
+    assert not torch.equal(rest[0]["pixel_values"], before["pixel_values"])
+
+
+@pytest.mark.parametrize("features", [None, datasets.Features({"index": datasets.Value("int64")})])
+@pytest.mark.parametrize("mixed", [True, False])
+def test_the_sample_of_a_stream_is_its_beginning_and_the_rest_what_follows(features, mixed):
+    stream = datasets.IterableDataset.from_generator(lambda: iter(indexed()), features=features)
+    if mixed:
+        stream = stream.map(lambda row: {**row, SEED: 7})
+    sample, rest = sample_and_rest(stream, 8, seed=3)
+    assert list(sample) == indexed()[:8]
+    assert [row["index"] for row in rest] == list(range(8, 20))
+    assert all((SEED in row) == mixed for row in rest)
+
+
 class Stream(IterableDataset):
     def __iter__(self):
         return iter(RandomImages())
 
 
-@pytest.mark.parametrize(
-    ("build", "name"),
-    [
-        (Stream, "Stream"),
-        (lambda: datasets.IterableDataset.from_generator(lambda: iter(RandomImages())), "IterableDataset"),
-        (lambda: None, "NoneType"),
-    ],
-    ids=["torch", "datasets", "none"],
-)
-def test_what_cannot_be_read_by_index_is_refused(build, name):
+@pytest.mark.parametrize(("build", "name"), [(Stream, "Stream"), (lambda: None, "NoneType")], ids=["torch", "none"])
+def test_what_cannot_be_sampled_is_refused(build, name):
     with pytest.raises(
-        ValueError, match=f"^`train_dataset` is {name}, but calibration reads some images by index: pass"
+        ValueError, match=f"^`train_dataset` is {name}, but calibration reads some images beforehand: pass"
     ):
         sample_and_rest(build(), 8, seed=0)

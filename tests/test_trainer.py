@@ -178,12 +178,21 @@ class Stream(IterableDataset):
         return iter(RandomImages())
 
 
-@pytest.mark.parametrize(
-    "build", [Stream, lambda: datasets.IterableDataset.from_generator(lambda: iter(RandomImages())), lambda: None]
-)
-def test_calibration_needs_a_dataset_with_an_index(tmp_path, build):
-    with pytest.raises(ValueError, match="calibration reads some images by index: pass a map-style dataset"):
+@pytest.mark.parametrize("build", [Stream, lambda: None])
+def test_calibration_needs_a_dataset_that_can_be_sampled(tmp_path, build):
+    with pytest.raises(ValueError, match="calibration reads some images beforehand: pass a map-style dataset or a"):
         trainer(tmp_path, train_dataset=build()).train()
+
+
+@pytest.mark.parametrize("selector", ["last", "supernet"])
+def test_a_stream_of_datasets_is_calibrated_and_trained_on(tmp_path, selector):
+    stream = datasets.IterableDataset.from_generator(lambda: iter(RandomImages()))
+    run = trainer(tmp_path, train_dataset=stream, selector=selector)
+    run.train()
+    images = torch.cat([batch["pixel_values"] for batch in run._calibration_batches()])
+    assert torch.equal(images, RandomImages().images[:16])
+    assert run.state.global_step == STEPS
+    assert all(float(gate.lam) == 1.0 for _, gate in gates(run.model))
 
 
 def test_a_stream_trains_a_model_that_was_calibrated_by_hand(tmp_path):

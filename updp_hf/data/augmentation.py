@@ -10,6 +10,7 @@ import PIL.Image
 from timm.data import Mixup, create_transform
 from timm.data.auto_augment import AugmentOp, posterize
 from timm.data.mixup import mixup_target
+from timm.data.transforms_factory import transforms_imagenet_train
 from torch import Tensor
 from transformers import TimmWrapperImageProcessor, default_data_collator
 
@@ -64,6 +65,10 @@ class AugmentationArguments:
                 raise ValueError(f"`{name}` is {getattr(self, name)}, expected a number that is not negative.")
         if not 0.0 < self.min_crop_scale <= 1.0:
             raise ValueError(f"`min_crop_scale` is {self.min_crop_scale}, expected a fraction above 0 and up to 1.")
+        if self.auto_augment is not None and not _is_policy(self.auto_augment):
+            raise ValueError(
+                f"`auto_augment` is {self.auto_augment!r}, expected a policy of timm, such as 'rand-m9-mstd0.5-inc1'."
+            )
         if self.interpolation not in _INTERPOLATIONS:
             raise ValueError(f"`interpolation` is {self.interpolation!r}, expected one of {list(_INTERPOLATIONS)}.")
 
@@ -71,6 +76,15 @@ class AugmentationArguments:
     def mixes(self) -> bool:
         """Whether the images of a batch are mixed."""
         return self.mixup > 0.0 or self.cutmix > 0.0
+
+
+def _is_policy(name: str) -> bool:
+    """Return whether timm knows a policy of this `name`: it says so by all kinds of errors."""
+    try:
+        transforms_imagenet_train(auto_augment=name)
+    except (AssertionError, ValueError, KeyError, IndexError):
+        return False
+    return True
 
 
 def train_transform(processor: Any, args: AugmentationArguments) -> Transform:

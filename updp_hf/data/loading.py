@@ -14,12 +14,20 @@ __all__ = ["AnyDataset", "AnySplits", "from_folder", "from_hub", "streamed"]
 AnyDataset: TypeAlias = datasets.Dataset | datasets.IterableDataset
 AnySplits: TypeAlias = Mapping[str, AnyDataset]
 
+_SHARDS = 64
 _LOCAL = "`--data_dir` for a folder of images, or `--dataset digits` or `--dataset glyphs` for sets made here"
 
 
 def streamed(splits: datasets.DatasetDict) -> AnySplits:
-    """Return each of `splits` as a stream."""
-    return {name: split.to_iterable_dataset() for name, split in splits.items()}
+    """Return each of `splits` as a stream that tells its length, in shards for processes and workers to share."""
+    return {name: _stream_of(split) for name, split in splits.items()}
+
+
+def _stream_of(split: datasets.Dataset) -> datasets.IterableDataset:
+    stream = split.to_iterable_dataset(num_shards=min(_SHARDS, max(len(split), 1)))
+    name = str(split.split)
+    stream.info.splits = datasets.SplitDict({name: datasets.SplitInfo(name, num_examples=len(split))})
+    return stream
 
 
 def from_folder(folder: Path, *, train_split: str, streaming: bool) -> AnySplits:

@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -45,18 +46,26 @@ def read_image(value: Any) -> PIL.Image.Image:
         BrokenImageError: it cannot be read.
     """
     try:
-        image = datasets.Image().decode_example(value)
+        image = datasets.Image().decode_example(_with_bytes(value))
         if image is None:
             raise ValueError("there is none")
         return _to_rgb(image)
     except _UNREADABLE as error:
-        raise BrokenImageError(f"{describe_image(value)} cannot be read: {error}") from error
+        reason = "its format is not known" if isinstance(error, PIL.UnidentifiedImageError) else str(error)
+        raise BrokenImageError(f"{describe_image(value)} cannot be read: {reason}") from error
 
 
 def describe_image(value: Any) -> str:
     """Return what to call the image in `value`: its path if it has one."""
     path = value.get("path") if isinstance(value, dict) else None
     return str(path) if path else "An image"
+
+
+def _with_bytes(value: Any) -> Any:
+    """Return `value` with the bytes of a local file, which PIL would leave open if it is truncated."""
+    if isinstance(value, dict) and value.get("bytes") is None and Path(value.get("path") or "").is_file():
+        return {**value, "bytes": Path(value["path"]).read_bytes()}
+    return value
 
 
 def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:

@@ -52,7 +52,11 @@ class DataArguments:
     image_column_name: str = field(default="image", metadata={"help": "The column with the images."})
     label_column_name: str = field(default="label", metadata={"help": "The column with the classes."})
     streaming: bool = field(
-        default=False, metadata={"help": "Read the training images as they come, without downloading all beforehand."}
+        default=False,
+        metadata={
+            "help": "Read the images as they come, without downloading all beforehand. Of no use for a folder, whose "
+            "images would come class by class."
+        },
     )
     max_train_samples: int | None = field(
         default=None, metadata={"help": "Train on so many images, drawn at random; of a stream, on the first ones."}
@@ -86,7 +90,7 @@ class Splits(NamedTuple):
     held_out: AnyDataset
     labels: list[str]
     num_train_images: int | None
-    """None if the source does not tell how long its stream is."""
+    """None if the source of a stream does not tell; then what `max_train_samples` says, if anything."""
 
 
 def load_splits(args: DataArguments, seed: int) -> Splits:
