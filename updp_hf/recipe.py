@@ -128,6 +128,7 @@ def prepare(
     with PartialState().main_process_first():
         splits = load_splits(data, args.seed)
         if args.smoke:
+            PartialState().print("A smoke run: the weights are random, so its figures say no more than that it works.")
             args.model_name_or_path = save_tiny(tiny, Path(args.output_dir) / "tiny", splits.labels)
     model, processor = load_checkpoint(args.model_name_or_path, splits.labels, args.drop_path_rate)
     teacher = args.teacher_name_or_path and load_checkpoint(args.teacher_name_or_path, splits.labels)[0]
@@ -194,8 +195,12 @@ def load_checkpoint(
                 "classifier is a new one: fine-tune it before it is pruned, or what is left of it will not be known."
             )
             names = dict(enumerate(labels))
-            options = {"id2label": names, "label2id": {label: index for index, label in names.items()}}
-            options["ignore_mismatched_sizes"] = True
+            options = {
+                "num_labels": len(labels),
+                "id2label": names,
+                "label2id": {label: index for index, label in names.items()},
+                "ignore_mismatched_sizes": True,
+            }
         if drop_path_rate is not None:
             options |= _drop_path(config, drop_path_rate)
         return AutoModelForImageClassification.from_pretrained(name, **options), processor

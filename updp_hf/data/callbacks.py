@@ -50,7 +50,7 @@ class BrokenImagesCallback(TrainerCallback):
         return sum(images.broken for images in self.counted)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if logs is not None and logs.keys() & {"loss", "eval_loss"} and self.broken:
+        if logs is not None and logs.keys() & {"loss", "eval_loss", "train_loss"} and self.broken:
             logs["broken_images"] = state.log_history[-1]["broken_images"] = self.broken
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

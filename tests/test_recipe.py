@@ -1,0 +1,290 @@
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import PIL.Image
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_training import assert_equal, timm_vit, vit, weights
+from transformers import (
+    AutoModelForImageClassification,
+    ConvNextConfig,
+    ConvNextForImageClassification,
+    TrainerCallback,
+    ViTImageProcessor,
+)
+
+from updp_hf import recipe
+from updp_hf.recipe import RecipeArguments, load_checkpoint, prepare, recipe_arguments, save_tiny, set_steps, summary
+from updp_hf.report import Cost, Report
+from updp_hf.surgery import require_sites
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+NAMES = ["convnext_tiny", "deit_small", "deit_tiny", "mobilenetv2", "resnet34"]
+LABELS = [str(digit) for digit in range(10)]
+
+
+def tiny_of(name):
+    spec = importlib.util.spec_from_file_location(name, RECIPES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.TINY
+
+
+def arguments(name="deit_tiny", *options, folder="unused"):
+    return recipe_arguments(RECIPES / f"{name}.py", ["--output_dir", str(folder), *options])
+
+
+# the values
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_is_the_full_one_for_imagenet(name):
+    data, augmentation, args = arguments(name)
+    assert data.dataset_name == "ILSVRC/imagenet-1k"
+    assert args.num_train_epochs >= 90
+    assert args.global_batch_size == args.per_device_train_batch_size * args.gradient_accumulation_steps
+    assert 0.0 < args.learning_rate < 1.0
+    assert args.num_pruned_blocks
+    assert not args.smoke
+    assert args.save_strategy == "steps"  # from which a run that was killed goes on
+    assert augmentation.horizontal_flip == 0.5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_smoke_run_is_on_digits_whatever_the_file_says(name):
+    config = str(RECIPES / f"{name}.yaml")
+    for options in (["--smoke"], ["--config", config, "--smoke"]):
+        data, _, args = arguments(name, *options)
+        assert (data.dataset, data.dataset_name, args.max_steps, args.selector) == ("digits", None, 24, "supernet")
+
+
+def test_the_command_line_wins_over_the_file_and_over_smoke(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("learning_rate: 0.5\nmixup: 0.0\ncutmix: 0.0\n")
+    options = ["--config", str(file), "--smoke", "--data_dir", "images", "--target_macs", "0.9", "--max_steps", "3"]
+    data, augmentation, args = arguments("deit_small", *options)
+    assert (data.data_dir, data.dataset, data.dataset_name) == ("images", None, None)
+    assert (args.target_macs, args.num_pruned_blocks, args.max_steps) == (0.9, None, 3)
+    assert augmentation.mixup == 0.2  # of the smoke run, which is laid over the file
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_tiny_network_has_blocks_to_prune(name, tmp_path):
+    model, _ = load_checkpoint(save_tiny(tiny_of(name), tmp_path, LABELS), LABELS)
+    _, _, args = arguments(name, "--smoke")
+    assert len(require_sites(model, args.form)) > args.num_pruned_blocks
+
+
+@pytest.mark.parametrize(
+    ("asked", "at_once", "processes", "expected"),
+    [(32, 16, 1, (16, 2)), (32, 16, 2, (16, 1)), (32, 64, 1, (32, 1)), (32, 64, 4, (8, 1)), (8, 4, 1, (4, 2))],
+)
+def test_the_images_of_a_step_are_shared_out(asked, at_once, processes, expected, monkeypatch, tmp_path):
+    monkeypatch.setattr(RecipeArguments, "world_size", processes)
+    args = RecipeArguments(
+        str(tmp_path), num_pruned_blocks=1, global_batch_size=asked, per_device_train_batch_size=at_once
+    )
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == expected
+
+
+@pytest.mark.parametrize(("asked", "at_once", "processes"), [(33, 16, 1), (32, 16, 3), (1, 16, 2), (40, 16, 2)])
+def test_images_that_cannot_be_shared_out_are_refused(asked, at_once, processes, monkeypatch, tmp_path):
+    monkeypatch.setattr(RecipeArguments, "world_size", processes)
+    with pytest.raises(ValueError, match="cannot share out: choose a multiple of"):
+        RecipeArguments(
+            str(tmp_path), num_pruned_blocks=1, global_batch_size=asked, per_device_train_batch_size=at_once
+        )
+
+
+def test_a_stream_is_trained_on_for_as_many_steps_as_its_epochs_have():
+    _, _, args = arguments("deit_tiny", "--num_train_epochs", "3", "--global_batch_size", "32")
+    set_steps(args, 100)
+    assert args.max_steps == 10
+    set_steps(args, None)  # said already
+    args.max_steps = -1
+    with pytest.raises(ValueError, match="say with `--max_steps`"):
+        set_steps(args, None)
+
+
+# the checkpoint
+
+
+def saved(model, folder):
+    model.save_pretrained(folder)
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_classifier_that_fits_is_kept(tmp_path):
+    model = vit()
+    found, processor = load_checkpoint(saved(model, tmp_path), ["a", "b", "c", "d"])
+    torch.testing.assert_close(found.classifier.weight, model.classifier.weight)
+    assert processor.size["height"] == 16
+
+
+@pytest.mark.parametrize("build", [vit, timm_vit])
+def test_a_classifier_for_other_classes_is_a_new_one_with_a_warning(build, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(recipe.logger, "warning", said.append)
+    found, _ = load_checkpoint(saved(build(), tmp_path), LABELS)
+    assert found.config.num_labels == 10
+    assert ["4 classes and there are 10" in text for text in said] == [True]
+
+
+def test_drop_path_is_told_to_models_that_know_it(tmp_path):
+    config = ConvNextConfig(num_stages=2, hidden_sizes=[8, 16], depths=[2, 2], patch_size=2, image_size=16)
+    folder = save_tiny(config, tmp_path / "convnext", LABELS)
+    assert load_checkpoint(folder, LABELS, 0.3)[0].config.drop_path_rate == 0.3
+    timm = load_checkpoint(saved(timm_vit(), tmp_path / "timm"), ["a", "b", "c", "d"], 0.3)[0]
+    assert timm.timm_model.blocks[2].drop_path1.drop_prob == pytest.approx(0.3)
+    with pytest.raises(ValueError, match="ViTConfig knows no drop path: leave it out"):
+        load_checkpoint(saved(vit(), tmp_path / "vit"), ["a", "b", "c", "d"], 0.3)
+
+
+def test_a_checkpoint_that_is_not_there_is_told_in_one_sentence(tmp_path):
+    with pytest.raises(OSError, match=r"^The checkpoint .*nowhere could not be reached \(.*\): connect"):
+        load_checkpoint(str(tmp_path / "nowhere"), LABELS)
+
+
+# the line
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder of images of two classes, one of them broken."""
+    folder = tmp_path_factory.mktemp("pictures")
+    generator = torch.Generator().manual_seed(0)
+    for split, count in (("train", 16), ("validation", 4)):
+        for index, name in enumerate(("dark", "light")):
+            (folder / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = torch.randint(100, (20, 24, 3), generator=generator, dtype=torch.uint8) + 150 * index
+                PIL.Image.fromarray(pixels.numpy()).save(folder / split / name / f"{number}.png")
+    (folder / "train" / "dark" / "broken.png").write_bytes(b"no image")
+    return folder
+
+
+SHORT = {
+    "max_steps": 4,
+    "global_batch_size": 8,
+    "per_device_train_batch_size": 8,
+    "calibration_size": 8,
+    "num_pruned_blocks": 1,
+    "selector": "uniform",
+    "eval_strategy": "no",
+    "eval_on_start": "false",
+    "save_strategy": "no",
+    "disable_tqdm": "true",
+    "dataloader_num_workers": 0,
+    "dataloader_persistent_workers": "false",
+}
+LIT = {"num_stages": 2, "hidden_sizes": [8, 16], "depths": [2, 2], "patch_size": 2, "image_size": 16, "num_labels": 2}
+
+
+def options(**changes):
+    return [part for name, value in {**SHORT, **changes}.items() for part in (f"--{name}", str(value))]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_folder_of_images_is_pruned_on(streaming, pictures, tmp_path):
+    checkpoint = saved(ConvNextForImageClassification(ConvNextConfig(**LIT)), tmp_path / "checkpoint")
+    given = options(data_dir=pictures, model_name_or_path=checkpoint, streaming=streaming)
+    trainer = prepare(*arguments("convnext_tiny", *given, folder=tmp_path / "out"), tiny=None)
+    recipe.prune(trainer)
+    merged = AutoModelForImageClassification.from_pretrained(tmp_path / "out")
+    assert len(merged.config.plan["sites"]) == 1
+    assert trainer.state.log_history[-1]["broken_images"] == 1
+
+
+def test_epochs_of_a_stream_of_known_length_become_steps(pictures, tmp_path):
+    checkpoint = saved(ConvNextForImageClassification(ConvNextConfig(**LIT)), tmp_path / "checkpoint")
+    given = options(data_dir=pictures, model_name_or_path=checkpoint, streaming=True, max_steps=-1)
+    with pytest.raises(ValueError, match="say with `--max_steps` how long to train"):
+        prepare(*arguments("convnext_tiny", *given, folder=tmp_path / "out"), tiny=None)
+
+
+def test_the_same_command_goes_on_where_a_run_was_interrupted(tmp_path, capsys):
+    given = ["--smoke", *options(save_strategy="steps", save_steps=1, max_train_samples=64, max_eval_samples=16)]
+
+    def trainer():
+        return prepare(*arguments("deit_tiny", *given, folder=tmp_path), tiny=tiny_of("deit_tiny"))
+
+    interrupted = trainer()
+    interrupted.add_callback(Interruption())
+    with pytest.raises(KeyboardInterrupt):
+        recipe.prune(interrupted)
+    assert "Pruning " in capsys.readouterr().out
+    resumed = trainer()
+    recipe.prune(resumed)
+    assert "Going on with " in capsys.readouterr().out
+    straight = prepare(*arguments("deit_tiny", *given, folder=tmp_path / "straight"), tiny=tiny_of("deit_tiny"))
+    recipe.prune(straight)
+    assert_equal(weights(resumed.model), weights(straight.model))
+    facts = [Report.load(folder).selection for folder in (tmp_path, tmp_path / "straight")]
+    assert facts[0]["candidates"] == facts[1]["candidates"]
+
+
+class Interruption(TrainerCallback):
+    """End a run in its third step."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+
+
+def test_the_summary_says_what_was_not_measured():
+    costs = Cost(2_000_000, 10**9, {"1": 0.002}), Cost(1_000_000, 5 * 10**8, {"1": 0.001})
+    report = Report(plan={}, before=costs[0], after=costs[1], metrics_after={"accuracy": 0.5})
+    table = summary(report)
+    assert "not measured" in table
+    assert "50.00 %" in table
+    assert "2.00×" in table
+
+
+# as a user starts it
+
+
+def started(name, *given, **environment):
+    command = [sys.executable, str(RECIPES / f"{name}.py"), *given]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, check=False)
+
+
+@pytest.mark.slow
+def test_without_the_hub_a_recipe_ends_with_one_sentence(tmp_path):
+    ended = started("deit_small", "--output_dir", str(tmp_path / "out"), HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
+    assert ended.returncode == 1
+    (sentence,) = [line for line in ended.stderr.splitlines() if line.startswith("deit_small.py: ")]
+    assert "ILSVRC/imagenet-1k could not be reached" in sentence
+    assert all(option in sentence for option in ("--data_dir", "--dataset digits", "--dataset glyphs"))
+    assert "Traceback" not in ended.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def smoke(name, processes, folder):
+    file = RECIPES / "accelerate" / ("cpu.yaml" if processes == 1 else "multi_cpu.yaml")
+    command = ["accelerate", "launch", "--config_file", str(file), str(RECIPES / f"{name}.py"), "--smoke"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, "--output_dir", str(folder)], check=True, capture_output=True, env=environment)
+    return Report.load(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_one_and_two_processes_prune_alike(name, tmp_path):
+    one, two = (smoke(name, count, tmp_path / str(count)) for count in (1, 2))
+    assert two.training["processes"] == 2
+    for report, folder in ((one, tmp_path / "1"), (two, tmp_path / "2")):
+        merged = AutoModelForImageClassification.from_pretrained(folder)
+        assert merged.config.plan["sites"] == report.plan["sites"]
+    supernets = [load_file(tmp_path / str(n) / "updp_selection" / "supernet" / "model.safetensors") for n in (1, 2)]
+    if name == "convnext_tiny":  # each process draws its own paths to drop
+        return
+    for path, tensor in supernets[0].items():
+        if "running_" not in path and "num_batches" not in path:
+            torch.testing.assert_close(supernets[1][path], tensor, rtol=1e-3, atol=1e-3)
+    assert two.plan["sites"] == one.plan["sites"]
+    assert two.metrics_after["loss"] == pytest.approx(one.metrics_after["loss"], rel=0.01)
