@@ -1,3 +1,4 @@
+import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub: a test never leaves this machine
@@ -7,8 +8,20 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.fx
 
 torch.set_num_threads(1)
+torch.fx.config.do_not_emit_stack_traces = True  # where each operation of an export stands takes a fifth of its time
+
+
+def pytest_collection_finish() -> None:
+    """Let the collector pass over what was imported: the Trainer asks for full runs, and each looks at everything."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # so that the interpreter can take everything down
 
 
 @pytest.fixture(autouse=True)

@@ -62,10 +62,27 @@ VARIANTS = {
 }
 CASES = [Case(row.name, form) for row in TINY_MODELS for form in row.forms]
 VARIED = [Case(name, *variant) for name, variants in VARIANTS.items() for variant in variants]
-CASES += VARIED
 ROWS = {row.name: row for row in TINY_MODELS}
+CASES = sorted(CASES + VARIED, key=lambda case: list(ROWS).index(case.model))
 OTHER_SIZE = (48, 40)
-every_case = pytest.mark.parametrize("case", CASES, ids=str)
+ALIKE = {
+    *("deit", "deit-teacher", "timm-vit-avg", "timm-deit", "timm-deit-distilled", "timm-vit-reg4-dinov2"),
+    *("timm-resnet-dilated", "timm-seresnet", "convnextv2", "timm-convnextv2", "mobilenetv2"),
+}
+"""Rows whose blocks are those of another row but for what their first form sees: the others are for the slow ring."""
+
+
+def each(cases: list[Case]) -> pytest.MarkDecorator:
+    """Run a test on each of `cases`.
+
+    With this scope the tests of a case come one after the other, so that one worker makes its models, once.
+    """
+    is_slow = {case: case.model in ALIKE and case.form is not ROWS[case.model].forms[0] for case in cases}
+    marked = [pytest.param(case, id=str(case), marks=[pytest.mark.slow] * is_slow[case]) for case in cases]
+    return pytest.mark.parametrize("case", marked, scope="module")
+
+
+every_case = each(CASES)
 WITHOUT_CONFIG_FIELD = {"swin", "swinv2"}  # without its first block, a shifted window would stand in another place
 WITHOUT_CONFIG_FIELD |= {"mobilenetv2", "timm-wrapper-mobilenetv2", "mobilevit"}  # their depths are fixed
 
@@ -163,7 +180,7 @@ def test_every_block_has_a_site_or_a_reason(row: TinyModel):
         assert not sites & refused
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.model in ("vit", "swin") or c in VARIED], ids=str)
+@each([case for case in CASES if case.model in ("vit", "swin") or case in VARIED])
 def test_sites_are_found_again_in_a_gated_model(case: Case):
     expected = [site for site in sites_of(case.model) if site.form is case.form]
     found = find_sites(gated_model(case), [case.form], example_inputs=images(case.model, 1)).sites
@@ -285,10 +302,11 @@ def test_merged_is_closed_in_float32(case: Case):
 @every_case
 def test_merging_leaves_the_closed_model_as_it_was(case: Case):
     closed = copy.deepcopy(closed_model(case))
-    state = {name: tensor.clone() for name, tensor in closed.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in closed.state_dict().items()}
     merge(closed, example_inputs=images(case.model, 2))
-    assert state.keys() == closed.state_dict().keys()
-    assert all(torch.equal(tensor, closed.state_dict()[name]) for name, tensor in state.items())
+    after = closed.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
 
 @every_case
@@ -314,7 +332,7 @@ def test_merged_model_holds_no_gate_and_no_plan(case: Case):
 PRETRAINED = [case for case in CASES if isinstance(checkpoint(case.model), PreTrainedModel)]
 
 
-@pytest.mark.parametrize("case", PRETRAINED, ids=str)
+@each(PRETRAINED)
 def test_saved_model_loads_with_identical_logits(case: Case, tmp_path):
     merged = merged_model(case)
     is_stock = case.form is Form.BLOCK_DROP and case.model not in WITHOUT_CONFIG_FIELD

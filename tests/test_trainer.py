@@ -392,8 +392,9 @@ RESUMED = {
 }
 
 
+@pytest.mark.parametrize("steps", [(2, 4, 5), pytest.param((1, 3), marks=pytest.mark.slow)], ids=str)
 @pytest.mark.parametrize("case", RESUMED)
-def test_a_resumed_run_ends_where_the_straight_run_ends(tmp_path, case):
+def test_a_resumed_run_ends_where_the_straight_run_ends(tmp_path, case, steps):
     build, changes = RESUMED[case]
     # Four steps are an epoch and λ = 1 from the fourth on, so checkpoints lie before, at and after both.
     options = {"train_dataset": RandomImages(count=16), "save_strategy": "steps", "save_steps": 1, "max_steps": 6}
@@ -403,7 +404,7 @@ def test_a_resumed_run_ends_where_the_straight_run_ends(tmp_path, case):
     straight.train()
     expected = weights(straight.model)
     assert [entry["lambda"] for entry in straight.state.log_history[:-1]] == pytest.approx([0, 1 / 3, 2 / 3, 1, 1, 1])
-    for step in range(1, 6):
+    for step in steps:
         # Nothing of a checkpoint's weights may come from the model that the resumed run starts with.
         resumed = trainer(tmp_path / "resumed", build(seed=step), **options, **teacher)
         resumed.train(resume_from_checkpoint=str(tmp_path / "straight" / f"checkpoint-{step}"))
@@ -576,9 +577,10 @@ def test_a_ramp_that_does_not_end_before_training_does_is_refused(tmp_path):
 # accumulated, checkpointed, in half precision, compiled
 
 
-@pytest.mark.parametrize(
-    ("build", "count"), [(vit, 22), (timm_vit, 16)], ids=["last batch incomplete", "timm, whole batches"]
-)
+WHOLE_BATCHES = pytest.param(timm_vit, 16, id="timm, whole batches", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("build", "count"), [pytest.param(vit, 22, id="last batch incomplete"), WHOLE_BATCHES])
 @pytest.mark.parametrize("distillation", ["none", "soft", "hard"])
 def test_accumulating_equals_a_larger_batch(tmp_path, build, count, distillation):
     # Without BatchNorm, which sees the small batches, and without Adam, which blows rounding up.

@@ -136,8 +136,11 @@ def test_an_update_that_fails_leaves_the_old_model_whole(hub, folder, other_fold
     assert_holds(hub, other_folder)
 
 
+RATE_LIMIT = pytest.param({"status": 429, "headers": {"Retry-After": "3"}}, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize("step", RETRIED)
-@pytest.mark.parametrize("fault", [{"status": 500}, {"status": 429, "headers": {"Retry-After": "3"}}, {"drop": True}])
+@pytest.mark.parametrize("fault", [{"status": 500}, RATE_LIMIT, {"drop": True}])
 def test_a_fault_that_passes_goes_unnoticed(hub, folder, waits, step, fault):
     hub.faults.append(Fault(*STEPS[step], times=2, **fault))
     push_folder(folder, REPO)
