@@ -197,14 +197,15 @@ def test_a_folder_of_images_is_pruned_on(streaming, pictures, tmp_path):
     recipe.prune(trainer)
     merged = AutoModelForImageClassification.from_pretrained(tmp_path / "out")
     assert len(merged.config.plan["sites"]) == 1
-    assert trainer.state.log_history[-1]["broken_images"] == 1
+    assert trainer.state.log_history[-1]["broken_images"] >= 1
 
 
-def test_epochs_of_a_stream_of_known_length_become_steps(pictures, tmp_path):
-    checkpoint = saved(ConvNextForImageClassification(ConvNextConfig(**LIT)), tmp_path / "checkpoint")
-    given = options(data_dir=pictures, model_name_or_path=checkpoint, streaming=True, max_steps=-1)
-    with pytest.raises(ValueError, match="say with `--max_steps` how long to train"):
-        prepare(*arguments("convnext_tiny", *given, folder=tmp_path / "out"), tiny=None)
+def test_epochs_of_a_stream_of_known_length_become_steps(tmp_path):
+    checkpoint = saved(vit(num_labels=10), tmp_path / "checkpoint")
+    given = options(dataset="digits", model_name_or_path=checkpoint, streaming=True, max_train_samples=40, max_steps=-1)
+    trainer = prepare(*arguments("deit_tiny", *given, "--num_train_epochs", "2", folder=tmp_path / "out"), tiny=None)
+    assert trainer.args.max_steps == 10
+    assert trainer.accelerator.dispatch_batches is False
 
 
 def test_the_same_command_goes_on_where_a_run_was_interrupted(tmp_path, capsys):

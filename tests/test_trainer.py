@@ -413,6 +413,16 @@ def test_a_resumed_run_ends_where_the_straight_run_ends(tmp_path, case, steps):
         assert found == wanted
 
 
+def test_evaluating_does_not_change_what_training_draws(tmp_path):
+    """A run is resumed at the end of an epoch without the evaluation that follows there."""
+    found = []
+    for when in ("no", "steps"):
+        run = trainer(tmp_path, vit(dropout=0.3), eval_strategy=when, eval_steps=1)
+        run.train()
+        found.append(weights(run.model))
+    assert_equal(*found)
+
+
 @pytest.mark.parametrize("way", [True, Path])
 def test_ways_to_name_the_checkpoint(tmp_path, way):
     straight = trainer(tmp_path, save_strategy="steps", save_steps=3)
@@ -465,7 +475,7 @@ def test_a_folder_that_is_no_training_checkpoint_is_refused(tmp_path, checkpoint
     with pytest.raises(PlanError, match="is no checkpoint of a pruning run"):
         trainer(tmp_path).train(resume_from_checkpoint=str(checkpoint.parent))
     (checkpoint / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"holds no model.safetensors: is the checkpoint complete\?"):
+    with pytest.raises(ValueError, match=r"holds no model\.safetensors: resume a checkpoint that is complete"):
         trainer(tmp_path).train(resume_from_checkpoint=str(checkpoint))
 
 

@@ -135,7 +135,8 @@ class GatedTrainer(Trainer):
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate the main process's network, averaged if it is, on all processes: see `Trainer.evaluation_loop`."""
         averaged: AbstractContextManager[None] = nullcontext() if self._average is None else self._average.in_place()
-        with averaged:
+        # Its loader draws a seed. Training is not to notice: a run may be resumed without the evaluation before.
+        with averaged, torch.random.fork_rng(devices=[]):
             self.share_buffers_()
             return super().evaluation_loop(*args, **kwargs)
 

@@ -53,8 +53,8 @@ REPORTED_BATCH_SIZES = (1, 8)
 """Batch sizes at which a saved model's latency is measured."""
 SELECTION = "updp_selection"
 """Folder inside the output folder for what selecting leaves: the supernet and the scores, from which it is resumed."""
-RECORD = "selection.json"
-"""File in that folder with the facts of the selection."""
+SELECTION_NAME = "updp_selection.json"
+"""File of a checkpoint with the facts of the selection, for the report of a run that is resumed."""
 
 
 class UPDPTrainer(GatedTrainer):
@@ -128,11 +128,10 @@ class UPDPTrainer(GatedTrainer):
             plan = plan_in(resume_from_checkpoint)
             self.args.refuse_other(plan, resume_from_checkpoint)
             gate_(self.model, plan)
-            self._selection = self._recorded_selection(plan)
+            record = Path(resume_from_checkpoint) / SELECTION_NAME
+            self._selection = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
         elif not is_gated(self.model):
             plan = self.select(resume=resumes_selection)
-            if self.is_world_process_zero():
-                self._record_selection(plan)
             if self._supernet is not None:
                 set_seed(self.args.seed)  # the same whether the supernet has just been trained or was found
                 if self.args.start_from_supernet:
@@ -156,19 +155,6 @@ class UPDPTrainer(GatedTrainer):
     @property
     def _selection_folder(self) -> Path:
         return Path(self.args.output_dir) / SELECTION
-
-    def _record_selection(self, plan: Plan) -> None:
-        """Keep the facts of the selection for the report of a run that is resumed."""
-        self._selection_folder.mkdir(parents=True, exist_ok=True)
-        unfinished = self._selection_folder / ".unfinished"
-        unfinished.write_text(json.dumps({"plan": plan.digest(), **self._selection}), encoding="utf-8")
-        os.replace(unfinished, self._selection_folder / RECORD)
-
-    def _recorded_selection(self, plan: Plan) -> dict[str, Any]:
-        """Return the facts of the selection of `plan`, none if it was not selected in this folder."""
-        record = self._selection_folder / RECORD
-        facts = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
-        return facts if facts.pop("plan", None) == plan.digest() else {}
 
     def select(self, *, resume: bool = False, **settings: Any) -> Plan:
         """Return the plan: the one given, or the blocks that the selector chooses to keep to the budget.
@@ -398,6 +384,12 @@ class UPDPTrainer(GatedTrainer):
             logger.info("Saved the merged model in %s.", folder)
         self._saved = (folder, self.state.global_step)
         self.accelerator.wait_for_everyone()
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save and self._selection:
+            record = Path(output_dir or self.args.output_dir) / SELECTION_NAME
+            record.write_text(json.dumps(self._selection), encoding="utf-8")
 
     def _repo_id(self, folder: Path) -> str:
         return str(self.hub_model_id or self.args.hub_model_id or folder.resolve().name)

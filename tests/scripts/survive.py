@@ -104,13 +104,12 @@ def live(folder: Path, last: int | None = None, how: signal.Signals = signal.SIG
 
 def phase(folder: Path) -> str:
     """Tell from what a run has left where it was killed."""
-    selection = folder / "updp_selection"
-    if not (selection / "supernet").is_dir():
+    if not (folder / "updp_selection" / "supernet").is_dir():
         return "supernet"
-    if not (selection / "selection.json").is_file():
-        return "search"
     steps = [int(path.name.split("-")[1]) for path in folder.glob("checkpoint-*")]
-    return "ramp" if max(steps, default=0) < RAMP_END else "fine-tuning"
+    if not steps:
+        return "search"
+    return "ramp" if max(steps) < RAMP_END else "fine-tuning"
 
 
 def digests(folder: Path) -> dict[str, str]:
