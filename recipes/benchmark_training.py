@@ -44,6 +44,7 @@ from transformers import (
 from updp_hf import Plan, UPDPTrainer, UPDPTrainingArguments, find_sites, gate_
 from updp_hf.arguments import parse_arguments
 from updp_hf.core.budget import Demand
+from updp_hf.core.sites import Site
 from updp_hf.selectors import uniform
 from updp_hf.supernet import SupernetTrainer
 
@@ -126,23 +127,23 @@ def main() -> None:
 def benchmark(options: TrainingBenchmarkArguments) -> dict[str, Any]:
     """Return all that was measured, and the conditions."""
     torch.backends.cudnn.benchmark = True
-    torch._dynamo.config.recompile_limit = 10 * len(VARIANTS)  # networks of one class share a cache
     loaded = None
     if options.loaded_images:
         images = training_images(options.loaded_images, options.image_size)
         loaded = images_per_second(images, options.batch_size, options.workers)
-    networks = {name: measure(name, options) for name in options.models}
+    with torch._dynamo.config.patch(recompile_limit=10 * len(VARIANTS)):  # networks of one class share a cache
+        networks = {name: measure(name, options) for name in options.models}
     return {"networks": networks, "loaded_images_per_second": loaded, **conditions_of(options)}
 
 
 def measure(name: str, options: TrainingBenchmarkArguments) -> dict[str, Any]:
     """Return what was gated of one network, and for each variant the time of its step, ratios and memory."""
     memory = {variant: peak_bytes(name, variant, options) if options.memory else None for variant in VARIANTS}
+    sites = sites_of(model_of(name, options))
     with tempfile.TemporaryDirectory() as folder:
-        trainers = {variant: trainer_of(name, variant, options, folder) for variant in VARIANTS}
+        trainers = {variant: trainer_of(name, variant, sites, options, folder) for variant in VARIANTS}
         steps = {variant: step_of(trainer, options) for variant, trainer in trainers.items()}
         times = measured_in_turn(steps, options)
-        sites = {kind: len(trainers[Variant(kind, False)].model.updp_plan.sites) for kind in (*LAMBDAS, SUPERNET)}
         settings = len(trainers[Variant(SUPERNET, False)].settings(0))
     variants = [
         {
@@ -154,7 +155,8 @@ def measure(name: str, options: TrainingBenchmarkArguments) -> dict[str, Any]:
         }
         for variant, elapsed in times.items()
     ]
-    return {"gated_sites": sites, "settings": settings, "variants": variants}
+    gated = len(spread(sites, options.num_pruned_blocks))
+    return {"sites": len(sites), "gated_sites": gated, "settings": settings, "variants": variants}
 
 
 def ratio(elapsed: list[float], plain: list[float]) -> float:
@@ -193,11 +195,22 @@ def model_of(name: str, options: TrainingBenchmarkArguments) -> nn.Module:
     return network.model(network.config(image_size=options.image_size, num_labels=CLASSES, **shape))
 
 
-def trainer_of(name: str, variant: Variant, options: TrainingBenchmarkArguments, folder: str) -> Trainer:
+def sites_of(model: nn.Module) -> tuple[Site, ...]:
+    """Return the candidates: what a supernet gates."""
+    return tuple(site for site in find_sites(model).sites if site.pays)
+
+
+def spread(sites: tuple[Site, ...], count: int) -> tuple[Site, ...]:
+    """Return `count` of `sites`, or all, spread evenly over the depth."""
+    demand = Demand((1.0,) * len(sites), min(count, len(sites)))
+    return tuple(sites[index] for index in uniform(demand))
+
+
+def trainer_of(
+    name: str, variant: Variant, sites: tuple[Site, ...], options: TrainingBenchmarkArguments, folder: str
+) -> Trainer:
     """Return the Trainer that `variant` stands for, its model gated and λ set."""
     model = model_of(name, options)
-    # Looked for where nothing is gated, too: what that leaves in memory is then in every process.
-    sites = tuple(site for site in find_sites(model).sites if site.pays)
     common = {
         "use_cpu": options.device == "cpu",
         "bf16": options.bf16,
@@ -208,10 +221,7 @@ def trainer_of(name: str, variant: Variant, options: TrainingBenchmarkArguments,
     }
     if variant == Variant(PLAIN, False):
         return Trainer(model, TrainingArguments(folder, **common))
-    if variant.kind != SUPERNET:  # which has every candidate
-        count = min(options.num_pruned_blocks, len(sites))
-        sites = tuple(sites[index] for index in uniform(Demand((1.0,) * len(sites), count)))
-    plan = Plan(sites)
+    plan = Plan(sites if variant.kind == SUPERNET else spread(sites, options.num_pruned_blocks))
     distillation = "soft" if variant.has_teacher else "none"
     args = UPDPTrainingArguments(folder, plan=plan, distillation=distillation, **common)
     if variant.kind == SUPERNET:
@@ -274,7 +284,9 @@ def growth_of_two_steps(name: str, variant: Variant, options: TrainingBenchmarkA
 
 def take_two_steps(name: str, variant: Variant, options: TrainingBenchmarkArguments) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        step = step_of(trainer_of(name, variant, options, folder), options)
+        # Looked for where nothing is gated, too: the libraries that this takes are then in every process.
+        sites = sites_of(model_of(name, options))
+        step = step_of(trainer_of(name, variant, sites, options, folder), options)
         step()
         step()
 

@@ -78,8 +78,8 @@ def _ratio(ratio: float, settings: int) -> str:
 
 
 def _gated(network: Facts) -> str:
-    *one, every = network["gated_sites"].values()
-    return f"{one[0]} sites gated, in the supernet {every}, which has {network['settings']} settings a step:"
+    sites, gated, settings = network["sites"], network["gated_sites"], network["settings"]
+    return f"{gated} of {sites} sites gated, in the supernet all, with {settings} settings a step:"
 
 
 def loader_part(results: Facts) -> list[str]:

@@ -3,11 +3,14 @@
 import copy
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import TorchDynamoPlugin
 from torch import Tensor, nn
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, get_last_checkpoint
 
@@ -56,8 +59,9 @@ class SupernetTrainer(GatedTrainer):
         self._losses: list[Tensor] = []
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train: see `Trainer.train`."""
-        output = super().train(*args, **kwargs)
+        """Train: see `Trainer.train`. Nothing is compiled: every setting of the gates would be anew."""
+        with _eager(self.accelerator):
+            output = super().train(*args, **kwargs)
         self.share_buffers_()
         return output
 
@@ -160,5 +164,18 @@ def _arguments(args: UPDPTrainingArguments, folder: Path) -> UPDPTrainingArgumen
     changed.eval_on_start = changed.load_best_model_at_end = changed.push_to_hub = False
     if args.save_strategy == SaveStrategy.BEST:
         changed.save_strategy = SaveStrategy.NO  # nothing is evaluated
-    changed.torch_compile = False  # every setting of the gates would be compiled anew
     return changed
+
+
+@contextmanager
+def _eager(accelerator: Accelerator) -> Iterator[None]:
+    """Let `accelerator` compile no model that it prepares.
+
+    Its state is one for all trainers of a process, so it still holds what the arguments of the pruning run ask for.
+    """
+    asked = accelerator.state.dynamo_plugin
+    accelerator.state.dynamo_plugin = TorchDynamoPlugin(backend="no")
+    try:
+        yield
+    finally:
+        accelerator.state.dynamo_plugin = asked
