@@ -7,7 +7,7 @@ from typing import Any
 
 from updp_hf.report import side_by_side
 
-__all__ = ["conditions_text", "report_of", "tables"]
+__all__ = ["conditions_text", "gated_text", "loader_part", "report_of", "table", "tables"]
 
 Facts = dict[str, Any]
 
@@ -21,7 +21,7 @@ def report_of(files: Sequence[Path]) -> str:
 
 def tables(results: Facts) -> str:
     """Return the tables of one run, its loader and its conditions."""
-    parts = [f"**{name}**, {_gated(network)}\n\n{table(network)}" for name, network in results["networks"].items()]
+    parts = [f"{gated_text(name, network)}\n\n{table(network)}" for name, network in results["networks"].items()]
     text = conditions_text(results)
     other = {name: results[name] for name in ("arguments", "tf32", "versions")}
     return "\n\n".join([*parts, *loader_part(results), f"{text}; {other}"])
@@ -77,9 +77,10 @@ def _ratio(ratio: float, settings: int) -> str:
     return f"{ratio:.2f}×" + (f", {ratio / settings:.2f}× a setting" if settings > 1 else "")
 
 
-def _gated(network: Facts) -> str:
+def gated_text(name: str, network: Facts) -> str:
+    """Return what of a network was gated."""
     sites, gated, settings = network["sites"], network["gated_sites"], network["settings"]
-    return f"{gated} of {sites} sites gated, in the supernet all, with {settings} settings a step:"
+    return f"**{name}**, {gated} of {sites} sites gated, in the supernet all, with {settings} settings a step:"
 
 
 def loader_part(results: Facts) -> list[str]:
