@@ -167,10 +167,12 @@ def ratio(elapsed: list[float], plain: list[float]) -> float:
 def measured_in_turn(
     steps: dict[Variant, Callable[[], None]], options: TrainingBenchmarkArguments
 ) -> dict[Variant, list[float]]:
-    """Return the seconds of each step, one a round; every other round goes backwards, so that a drift cancels."""
+    """Return the seconds of each step, one a round; each round begins with another variant, so that drifts cancel."""
     times: dict[Variant, list[float]] = {variant: [] for variant in steps}
+    variants = list(steps)
     for round_ in range(WARM_UP + options.rounds):
-        for variant in list(steps)[:: -1 if round_ % 2 else 1]:
+        first = round_ % len(variants)
+        for variant in variants[first:] + variants[:first]:
             elapsed = seconds(steps[variant], options.device)
             if round_ >= WARM_UP:
                 times[variant].append(elapsed)
