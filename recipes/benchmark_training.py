@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils import TorchDynamoPlugin
 from conditions import conditions_of, write_json
 from loader_speed import images_per_second, training_images
 from torch import nn
@@ -141,10 +142,13 @@ def measure(name: str, options: TrainingBenchmarkArguments) -> dict[str, Any]:
     memory = {variant: peak_bytes(name, variant, options) if options.memory else None for variant in VARIANTS}
     sites = sites_of(model_of(name, options))
     with tempfile.TemporaryDirectory() as folder:
-        trainers = {variant: trainer_of(name, variant, sites, options, folder) for variant in VARIANTS}
-        steps = {variant: step_of(trainer, options) for variant, trainer in trainers.items()}
+        steps = {}
+        for variant in VARIANTS:  # one after another, for the newest Trainer's arguments are accelerate's state
+            trainer = trainer_of(name, variant, sites, options, folder)
+            steps[variant] = step_of(trainer, options)
+            if isinstance(trainer, SupernetTrainer):
+                settings = len(trainer.settings(0))
         times = measured_in_turn(steps, options)
-        settings = len(trainers[Variant(SUPERNET, False)].settings(0))
     variants = [
         {
             **variant._asdict(),
@@ -216,7 +220,7 @@ def trainer_of(
     common = {
         "use_cpu": options.device == "cpu",
         "bf16": options.bf16,
-        "torch_compile": options.compile and variant.kind != SUPERNET,  # as `train_supernet` has it
+        "torch_compile": options.compile,
         "learning_rate": 1e-5,
         "report_to": "none",
         "disable_tqdm": True,
@@ -228,7 +232,9 @@ def trainer_of(
     args = UPDPTrainingArguments(folder, plan=plan, distillation=distillation, **common)
     if variant.kind == SUPERNET:
         gate_(model, plan)
-        return SupernetTrainer(model, args)
+        trainer = SupernetTrainer(model, args)
+        trainer.accelerator.state.dynamo_plugin = TorchDynamoPlugin(backend="no")  # as its `train` has it
+        return trainer
     trainer = UPDPTrainer(model, args)
     if variant.kind != PLAIN:
         gate_(model, plan)

@@ -23,8 +23,10 @@ class JpegImages(Dataset[dict[str, Any]]):
         generator = torch.Generator().manual_seed(0)
         self.files = [_jpeg(generator) for _ in range(distinct)]
         self.count = count
+        # "mmax9": at magnitude 10, which a draw around 9 reaches, timm posterizes to 0 bits, and Pillow 13 refuses that.
+        augmentation = "rand-m9-mmax9-mstd0.5-inc1"
         self.transform = create_transform(
-            image_size, is_training=True, auto_augment="rand-m9-mstd0.5-inc1", interpolation="bicubic", re_prob=0.25
+            image_size, is_training=True, auto_augment=augmentation, interpolation="bicubic", re_prob=0.25
         )
 
     def __len__(self) -> int:
