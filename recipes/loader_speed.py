@@ -23,7 +23,7 @@ class JpegImages(Dataset[dict[str, Any]]):
         generator = torch.Generator().manual_seed(0)
         self.files = [_jpeg(generator) for _ in range(distinct)]
         self.count = count
-        # "mmax9": at magnitude 10, which a draw around 9 reaches, timm posterizes to 0 bits, and Pillow 13 refuses that.
+        # "mmax9": at magnitude 10, which draws around 9 reach, timm posterizes to 0 bits, and Pillow 13 refuses that.
         augmentation = "rand-m9-mmax9-mstd0.5-inc1"
         self.transform = create_transform(
             image_size, is_training=True, auto_augment=augmentation, interpolation="bicubic", re_prob=0.25
