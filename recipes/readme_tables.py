@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmark_coverage import Row, totals
-from benchmark_gates import table as gates_table
 from benchmark_latency import summary
 from selectors_table import facts as facts_of_selector
 from selectors_table import finished, paragraph, selectors_of, verdict
+from training_tables import conditions_text, gated_text, loader_part, table
 
 from updp_hf.report import Report, side_by_side
 
@@ -47,7 +47,15 @@ def measured_section() -> str:
     """Return what stands between the marks of the README."""
     return (
         "\n"
-        + "\n\n".join([*digits_part(), *selectors_part(), *latency_part(), *gates_part(), *coverage_part()])
+        + "\n\n".join(
+            [
+                *digits_part(),
+                *selectors_part(),
+                *latency_part(),
+                *(text for file in training_files() for text in training_part(file)),
+                *coverage_part(),
+            ]
+        )
         + "\n\n"
     )
 
@@ -103,16 +111,20 @@ def latency_part() -> list[str]:
     return [paragraph(text), summary(results)]
 
 
-def gates_part() -> list[str]:
-    gates = read("benchmark_gates.json")
-    arguments = gates["arguments"]
+def training_files() -> list[str]:
+    """Return the files that `benchmark_training.py` left, one for each device that it ran on."""
+    return sorted(file.name for file in CARDS.glob("benchmark_training_*.json"))
+
+
+def training_part(name: str) -> list[str]:
+    results = read(name)
     text = f"""
-        **What gates cost while training**: `python recipes/benchmark_gates.py`, a DeiT-S-shaped network with all its
-        FFNs gated. {gates["device"]}, {"bfloat16 autocast" if arguments["bf16"] else "float32"}, {gates["threads"]}
-        threads, batch {arguments["batch_size"]}, {arguments["image_size"]} pixels; medians of {arguments["rounds"]}
-        steps in turn, ratios within each turn. At λ = 0.5 both sides of each gate are computed, at λ = 1 the pruned
-        one. Memory is the peak of a process of its own for each, Python and libraries included."""
-    return [paragraph(text), gates_table(gates)]
+        **What pruning costs while training**: `python recipes/benchmark_training.py`, networks of these shapes with
+        random weights, steps of the Trainers themselves, the callback and the optimizer included.
+        {conditions_text(results)}; ratios within each round. The teacher is the unpruned checkpoint, for a supernet its
+        own open setting. More is in [recipes/benchmark_training.md](recipes/benchmark_training.md)."""
+    networks = [f"{gated_text(name, network)}\n\n{table(network)}" for name, network in results["networks"].items()]
+    return [paragraph(text), *networks, *map(paragraph, loader_part(results))]
 
 
 def coverage_part() -> list[str]:

@@ -17,6 +17,7 @@ from tiny_training import (
     losses,
     mobilenet,
     resnet,
+    trainer,
     vit,
     weights,
 )
@@ -32,6 +33,7 @@ from updp_hf.gated_trainer import GatedTrainer
 from updp_hf.losses import distillation_losses
 from updp_hf.supernet import train_supernet
 from updp_hf.surgery import close_only_
+from updp_hf.training_args import SUPERNET
 
 STEPS = 4
 
@@ -483,6 +485,15 @@ def test_the_arguments_of_the_run_stay_as_they_are(tmp_path):
     images = [RandomImages(8).images]
     train_supernet(vit(), plan_for(vit), images, args, tmp_path / "supernet", train_dataset=RandomImages(8))
     assert args.to_dict() == before
+
+
+def test_a_supernet_is_not_compiled_though_the_run_is(tmp_path, monkeypatch):
+    """Each setting would be, until the cache that it shares with the run is full and nothing is compiled any more."""
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda model, **kwargs: compiled.append(model) or model)
+    run = trainer(tmp_path, selector=SUPERNET, max_steps=2, torch_compile=True, num_pruned_blocks=1)
+    run.train()
+    assert compiled == [run.model]
 
 
 def test_a_supernet_needs_images_that_are_not_calibrated_on(tmp_path):

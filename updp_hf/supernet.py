@@ -3,12 +3,14 @@
 import copy
 import os
 import tempfile
-from collections.abc import Sequence, Sized
+from collections.abc import Iterator, Sequence, Sized
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
+from accelerate.utils import TorchDynamoPlugin
 from torch import Tensor, nn
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
@@ -56,6 +58,11 @@ class SupernetTrainer(GatedTrainer):
         self._closed: tuple[int, ...] = ()
         self._count = 1
         self._losses: list[Tensor] = []
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train: see `Trainer.train`. Nothing is compiled: every setting of the gates would be anew."""
+        with _eager(self.accelerator):
+            return super().train(*args, **kwargs)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
@@ -157,5 +164,18 @@ def _arguments(args: UPDPTrainingArguments, folder: Path) -> UPDPTrainingArgumen
     if args.save_strategy == SaveStrategy.BEST:
         changed.save_strategy = SaveStrategy.NO  # nothing is evaluated
     changed.ema_decay = None  # the search scores the weights as they are
-    changed.torch_compile = False  # every setting of the gates would be compiled anew
     return changed
+
+
+@contextmanager
+def _eager(accelerator: Accelerator) -> Iterator[None]:
+    """Let `accelerator` compile no model that it prepares.
+
+    Its state is one for all trainers of a process, so it still holds what the arguments of the pruning run ask for.
+    """
+    asked = accelerator.state.dynamo_plugin
+    accelerator.state.dynamo_plugin = TorchDynamoPlugin(backend="no")
+    try:
+        yield
+    finally:
+        accelerator.state.dynamo_plugin = asked
