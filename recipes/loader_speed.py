@@ -26,7 +26,10 @@ def training_images(count: int, image_size: int) -> Dataset[dict[str, Any]]:
     generator = torch.Generator().manual_seed(0)
     files = [_jpeg(generator) for _ in range(min(count, DISTINCT))]
     pictures = datasets.Dataset.from_dict(
-        {"image": [files[index % len(files)] for index in range(count)], "label": [index % 10 for index in range(count)]},
+        {
+            "image": [files[index % len(files)] for index in range(count)],
+            "label": [index % 10 for index in range(count)],
+        },
         features=datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=10)}),
     )
     processor = ViTImageProcessor(size={"height": image_size, "width": image_size})
