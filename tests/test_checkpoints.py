@@ -7,6 +7,7 @@ import pytest
 import torch
 from test_modeling import pruned_once
 from tiny_training import (
+    STEPS,
     RandomImages,
     assert_equal,
     last_two,
@@ -205,6 +206,24 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_half_written_one(spoil, tmp_
     assert any("checkpoint-8 is not complete" in text for text in warnings)
     assert_equal(weights(again.model), weights(run.model))
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-8")
+
+
+@pytest.mark.parametrize("options", [{}, {"ema_decay": 0.5}, {"load_best_model_at_end": True}], ids=str)
+def test_a_run_that_had_finished_is_not_trained_any_further(options, tmp_path):
+    """The training ends within an epoch, where the loop of the Trainer would take one more step."""
+    options = {**options, "train_dataset": RandomImages(count=20), "save_strategy": "steps", "save_steps": 2}
+    options |= {"eval_strategy": "steps", "eval_steps": 2}
+    run = trainer(tmp_path, **options)
+    run.train()
+    again = trainer(tmp_path, vit(seed=1), **options)
+    output = again.train(resume_from_checkpoint=True)
+    assert output.global_step == again.state.global_step == STEPS
+    assert_equal(weights(again.model), weights(run.model))
+    assert last_checkpoint(tmp_path) == str(tmp_path / f"checkpoint-{STEPS}")
+    again.save_model(str(tmp_path / "merged"))
+    longer = trainer(tmp_path, **options, max_steps=STEPS + 2)
+    longer.train(resume_from_checkpoint=True)
+    assert longer.state.global_step == STEPS + 2
 
 
 def test_the_averaged_weights_are_those_that_are_merged(tmp_path):

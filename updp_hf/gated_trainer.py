@@ -1,6 +1,7 @@
 """The Trainer over a gated model: what annealing and supernet training have in common."""
 
 import math
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -10,9 +11,9 @@ import torch
 from accelerate.utils import broadcast
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
-from transformers import Trainer
-from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers import Trainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 from transformers.utils import logging
 
 from updp_hf.averaging import WeightAverage
@@ -59,19 +60,36 @@ class GatedTrainer(Trainer):
         """The name under which a batch holds the images."""
         return str(getattr(self.model, "main_input_name", "pixel_values"))
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
         """Train: see `Trainer.train`. All processes end with the same weights, averaged ones if asked for."""
         if self.args.ema_decay is not None:
             self._average = WeightAverage(self.model, self.args.ema_decay)
             self.add_callback(self._average)
-        with synchronized_batch_norms(self.model) if self._shares_statistics() else nullcontext():
-            output = super().train(*args, **kwargs)
+        if resume_from_checkpoint and (state := self._finished_state(resume_from_checkpoint)):
+            output = self._take_over(resume_from_checkpoint, state)
+        else:
+            with synchronized_batch_norms(self.model) if self._shares_statistics() else nullcontext():
+                output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         if self._average is not None:
             self._average.install_()
             self.remove_callback(self._average)
             self._average = None
         self.share_buffers_()
         return output
+
+    def _finished_state(self, checkpoint: str) -> TrainerState | None:
+        """Return the state in `checkpoint` if its training has reached its last step."""
+        state = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME))
+        *_, max_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())
+        return state if state.global_step >= max_steps else None
+
+    def _take_over(self, checkpoint: str, state: TrainerState) -> TrainOutput:
+        """End as the training in `checkpoint` did; the loop of the Trainer would take one more step."""
+        logger.info("The training in %s is finished.", checkpoint)
+        self.state = state
+        best = state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        self._load_from_checkpoint(best or checkpoint)
+        return TrainOutput(state.global_step, 0.0, {})
 
     def _shares_statistics(self) -> bool:
         if not self.args.sync_batch_norm or self.args.world_size == 1:

@@ -143,7 +143,7 @@ class UPDPTrainer(GatedTrainer):
         self._saved = None
         if self.args.distillation != "none":
             self._prepare_teacher()
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
 
     def is_begun(self) -> bool:
         """Return whether a run in the output folder was interrupted with which `train(True)` goes on."""
