@@ -17,7 +17,16 @@ from transformers import (
 )
 
 from updp_hf import recipe
-from updp_hf.recipe import RecipeArguments, load_checkpoint, prepare, recipe_arguments, save_tiny, set_steps, summary
+from updp_hf.recipe import (
+    RecipeArguments,
+    load_checkpoint,
+    load_teacher,
+    prepare,
+    recipe_arguments,
+    save_tiny,
+    set_steps,
+    summary,
+)
 from updp_hf.report import Cost, Report
 from updp_hf.surgery import require_sites
 
@@ -147,6 +156,32 @@ def test_drop_path_is_told_to_models_that_know_it(tmp_path):
 def test_a_checkpoint_that_is_not_there_is_told_in_one_sentence(tmp_path):
     with pytest.raises(OSError, match=r"^The checkpoint .*nowhere could not be reached \(.*\): connect"):
         load_checkpoint(str(tmp_path / "nowhere"), LABELS)
+
+
+def named(model, names, folder, **processor):
+    model.config.id2label = dict(enumerate(names))
+    model.config.label2id = {name: index for index, name in enumerate(names)}
+    model.save_pretrained(folder)
+    ViTImageProcessor(size={"height": 16, "width": 16}, **processor).save_pretrained(folder)
+    return str(folder)
+
+
+def test_the_same_classes_in_another_order_are_refused(tmp_path):
+    folder = named(vit(), ["cat", "dog", "eel", "fox"], tmp_path)
+    load_checkpoint(folder, ["cat", "dog", "eel", "fox"])
+    load_checkpoint(folder, ["n01", "n02", "n03", "n04"])  # other names for the same, or so one hopes
+    with pytest.raises(ValueError, match="in another order"):
+        load_checkpoint(folder, ["dog", "cat", "eel", "fox"])
+
+
+def test_a_teacher_has_to_know_the_classes_and_to_expect_the_same_images(tmp_path):
+    names = ["cat", "dog", "eel", "fox"]
+    processor = ViTImageProcessor()
+    assert load_teacher(named(vit(), names, tmp_path / "good"), names, processor).config.num_labels == 4
+    with pytest.raises(ValueError, match="does not know the 3 classes"):
+        load_teacher(named(vit(), names, tmp_path / "classes"), names[:3], processor)
+    with pytest.raises(ValueError, match="expects images normalised by"):
+        load_teacher(named(vit(), names, tmp_path / "mean", image_mean=[0.1, 0.2, 0.3]), names, processor)
 
 
 # the line

@@ -156,8 +156,8 @@ def whole_or_none(folder: Path, *, is_writer: bool) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        # torch and safetensors have errors of their own for a disk that is full.
-        if not is_writer:
+        # torch and safetensors have errors of their own for a full disk. What fails afterwards is told as it is.
+        if not is_writer or _is_complete(folder):
             raise
         shutil.rmtree(folder, ignore_errors=True)
         free = shutil.disk_usage(folder.parent).free / 2**30

@@ -23,7 +23,7 @@ from transformers import (
 from transformers.utils import logging
 
 from updp_hf.arguments import parse_arguments
-from updp_hf.data.augmentation import AugmentationArguments, Mix, eval_transform, train_transform
+from updp_hf.data.augmentation import AugmentationArguments, Mix, eval_transform, inputs_of, train_transform
 from updp_hf.data.callbacks import BrokenImagesCallback
 from updp_hf.data.images import ImageDataset
 from updp_hf.data.sources import DataArguments, Splits, load_splits
@@ -130,8 +130,9 @@ def prepare(
         if args.smoke:
             PartialState().print("A smoke run: the weights are random, so its figures say no more than that it works.")
             args.model_name_or_path = save_tiny(tiny, Path(args.output_dir) / "tiny", splits.labels)
+    set_seed(args.seed)  # the same also where a tiny network has been drawn
     model, processor = load_checkpoint(args.model_name_or_path, splits.labels, args.drop_path_rate)
-    teacher = args.teacher_name_or_path and load_checkpoint(args.teacher_name_or_path, splits.labels)[0]
+    teacher = args.teacher_name_or_path and load_teacher(args.teacher_name_or_path, splits.labels, processor)
     if data.streaming:
         args.accelerator_config.dispatch_batches = False  # each process reads its own shards
         set_steps(args, splits.num_train_images)
@@ -183,12 +184,13 @@ def load_checkpoint(
 
     Raises:
         OSError: it cannot be reached.
-        ValueError: the model knows no such drop path.
+        ValueError: the model knows no such drop path, or has the same classes in another order.
     """
     try:
         config = AutoConfig.from_pretrained(name)
         processor = AutoImageProcessor.from_pretrained(name)
         options: dict[str, Any] = {}
+        _refuse_other_order(name, list(config.id2label.values()), labels)
         if config.num_labels != len(labels):
             logger.warning(
                 f"{name} has been trained for {config.num_labels} classes and there are {len(labels)} here, so its "
@@ -209,6 +211,33 @@ def load_checkpoint(
             f"The checkpoint {name} could not be reached ({str(error).splitlines()[0]}): connect, log in if it is "
             "gated, or give the folder of one with `--model_name_or_path`."
         ) from error
+
+
+def load_teacher(name: str, labels: Sequence[str], processor: Any) -> PreTrainedModel:
+    """Return the image classifier `name` to distil from, which gets the images that `processor` makes.
+
+    Raises:
+        OSError: it cannot be reached.
+        ValueError: it knows other classes, or expects other images.
+    """
+    teacher, own = load_checkpoint(name, labels)
+    if AutoConfig.from_pretrained(name).num_labels != len(labels):
+        raise ValueError(f"The teacher {name} does not know the {len(labels)} classes of the images: name another.")
+    found, expected = ({key: inputs_of(p)[key] for key in ("mean", "std")} for p in (processor, own))
+    if found != expected:
+        raise ValueError(
+            f"The teacher {name} expects images normalised by {expected}, but those of the model have {found}: name a "
+            "teacher that was trained with the same."
+        )
+    return teacher
+
+
+def _refuse_other_order(name: str, known: Sequence[str], labels: Sequence[str]) -> None:
+    if list(known) != list(labels) and sorted(known) == sorted(labels):
+        raise ValueError(
+            f"{name} knows the classes of the images in another order ({known[:3]}… and not {list(labels)[:3]}…): "
+            "order the classes of the images like those, for example by `align_labels_with_mapping` of datasets."
+        )
 
 
 def _drop_path(config: PreTrainedConfig, rate: float) -> dict[str, Any]:

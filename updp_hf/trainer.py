@@ -147,7 +147,7 @@ class UPDPTrainer(GatedTrainer):
 
     def is_begun(self) -> bool:
         """Return whether a run in the output folder was interrupted with which `train(True)` goes on."""
-        return self._last_checkpoint() is not None or self._selection_folder.is_dir()
+        return self._last_checkpoint() is not None or agreed(self._selection_folder.is_dir, PartialState())
 
     def _last_checkpoint(self) -> str | None:
         return agreed(lambda: last_checkpoint(self.args.output_dir), PartialState())

@@ -1,6 +1,6 @@
 """Augmentation by timm: of one image, and of a batch whose images are mixed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from updp_hf.data.images import SEED, Transform
 from updp_hf.data.randomness import random_states_kept, seed_of
 from updp_hf.processors import data_config_of
 
-__all__ = ["AugmentationArguments", "Mix", "eval_transform", "train_transform"]
+__all__ = ["AugmentationArguments", "Mix", "eval_transform", "inputs_of", "train_transform"]
 
 _INTERPOLATIONS = ("bicubic", "bilinear", "random")
 
@@ -93,12 +93,7 @@ def train_transform(processor: Any, args: AugmentationArguments) -> Transform:
     Raises:
         ValueError: what the processor does is not known, or is not for RGB images.
     """
-    config = processor.data_config if isinstance(processor, TimmWrapperImageProcessor) else data_config_of(processor)
-    if config is None or config["input_size"][0] != 3:
-        raise ValueError(
-            f"{type(processor).__name__} does not say size, mean and deviation of RGB images as a ViTImageProcessor "
-            "does, so images cannot be augmented for it: pass one that does, or a training set with a transform."
-        )
+    config = inputs_of(processor)
     _, height, width = config["input_size"]
     crops = args.min_crop_scale < 1.0
     transform: Transform = create_transform(
@@ -119,6 +114,21 @@ def train_transform(processor: Any, args: AugmentationArguments) -> Transform:
         for op in _ops_of(step):
             _keep_a_bit_(op)
     return transform
+
+
+def inputs_of(processor: Any) -> Mapping[str, Any]:
+    """Return the size, mean and deviation of the RGB images that `processor` makes, as timm names them.
+
+    Raises:
+        ValueError: it does not tell, or they are not RGB images.
+    """
+    config = processor.data_config if isinstance(processor, TimmWrapperImageProcessor) else data_config_of(processor)
+    if config is None or config["input_size"][0] != 3:
+        raise ValueError(
+            f"{type(processor).__name__} does not say size, mean and deviation of RGB images as a ViTImageProcessor "
+            "does, so images cannot be augmented for it: pass one that does, or a training set with a transform."
+        )
+    return config
 
 
 def _ops_of(step: Any) -> list[AugmentOp]:
