@@ -41,6 +41,7 @@ from updp_hf import (
     UPDPTrainer,
     calibrate_,
     close_,
+    compute_accuracy,
     find_sites,
     gate_,
     merge,
@@ -559,6 +560,19 @@ def test_lambda_is_logged_beside_the_loss(tmp_path):
     logged = [entry["lambda"] for entry in run.state.log_history if "loss" in entry]
     assert logged == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0]
     assert all("lambda" not in entry for entry in run.state.log_history if "loss" not in entry)
+
+
+def test_no_image_is_dropped_from_an_evaluation(tmp_path):
+    images = RandomImages(10, seed=1)
+    found = {}
+    for drops in (False, True):
+        options = {"dataloader_drop_last": drops, "per_device_eval_batch_size": 4}
+        run = trainer(tmp_path / str(drops), eval_dataset=images, compute_metrics=compute_accuracy, **options)
+        assert run.predict(images).predictions.shape == (10, 4)
+        found[drops] = {name: value for name, value in run.evaluate().items() if name in ("eval_loss", "eval_accuracy")}
+        assert run.args.dataloader_drop_last is drops
+    assert found[True] == found[False]
+    assert len(found[True]) == 2
 
 
 def test_lambda_changes_neither_within_a_step_nor_while_evaluating(tmp_path):
