@@ -1,12 +1,14 @@
 import json
 import math
 import os
+import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -155,13 +157,25 @@ def test_the_processor_is_saved_with_the_model(tmp_path):
     assert names(tmp_path) == {*SAVED, "preprocessor_config.json"}
 
 
-def test_the_calibration_images_are_chosen_without_touching_the_global_generator(tmp_path):
-    run = trainer(tmp_path)
-    before = torch.get_rng_state()
+class Augmented(RandomImages):
+    """Images that are changed by draws from each of the global generators."""
+
+    def __getitem__(self, index):
+        item = super().__getitem__(index)
+        return {**item, "pixel_values": item["pixel_values"] + random.random() + np.random.rand() + torch.rand(())}
+
+
+def test_the_calibration_images_are_chosen_without_touching_the_global_generators(tmp_path):
+    def states():
+        return [random.getstate(), *np.random.get_state()[1], *torch.get_rng_state().tolist()]
+
+    run = trainer(tmp_path, train_dataset=Augmented())
+    before = states()
     batches = run._calibration_batches()
-    assert torch.equal(torch.get_rng_state(), before)
+    assert states() == before
     assert sum(len(batch["pixel_values"]) for batch in batches) == run.args.calibration_size
-    other = trainer(tmp_path)._calibration_batches()
+    random.random(), np.random.rand(), torch.rand(())
+    other = trainer(tmp_path, train_dataset=Augmented())._calibration_batches()
     assert all(torch.equal(a["pixel_values"], b["pixel_values"]) for a, b in zip(batches, other, strict=True))
 
 
