@@ -1,12 +1,14 @@
 """What merging buys: latency of nets with more and more sites merged, beside what their MACs promise.
 
     python recipes/benchmark_latency.py --output model_cards/benchmark_latency.json --compile
+    python recipes/benchmark_latency.py --device cuda --dtype bfloat16 --compile --cuda_graphs --batch_sizes 1 128
 
 The whole tables stand in `recipes/benchmark_latency.md`.
 
 Each timm net gets random weights, so nothing is downloaded. Those of its sites that save MACs are closed in several
 numbers ("P6": six of them), spread evenly over the depth, and merged. All versions of one net run in turn and in the
 same memory format: a net of convolutions in the one that suits its baseline best, a transformer in the contiguous one.
+A CUDA graph replays a forward without launching its kernels one by one; copying the images into it counts as well.
 """
 
 import copy
@@ -18,7 +20,7 @@ from typing import Any, Literal
 
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from updp_hf import Plan, calibrate_, close_, find_sites, gate_, merge, recalibrate_batch_norms_
 from updp_hf.arguments import parse_arguments
@@ -29,6 +31,7 @@ from updp_hf.inputs import example_inputs_of
 from updp_hf.report import device_name, side_by_side
 from updp_hf.selectors import uniform
 
+COMPILED, GRAPHS = "compiled", "CUDA graphs"
 FORMATS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
 CALIBRATION_IMAGES = 8
 TABLE = Path(__file__).with_suffix(".md")
@@ -51,10 +54,52 @@ class LatencyArguments:
     compile: bool = field(
         default=False, metadata={"help": "Measure with torch.compile too; its isolate_recompiles needs a recent torch."}
     )
+    cuda_graphs: bool = field(
+        default=False, metadata={"help": "Measure forwards captured in CUDA graphs too, compiled ones with `compile`."}
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata={"help": "Of all weights."})
     device: str = field(default="cuda" if torch.cuda.is_available() else "cpu", metadata={"help": "Where to run."})
     seed: int = field(default=0, metadata={"help": "Of the random weights."})
     output: str = field(default="", metadata={"help": "JSON file for what was measured."})
+
+    def __post_init__(self) -> None:
+        if self.cuda_graphs and torch.device(self.device).type != "cuda":
+            raise ValueError(f"`cuda_graphs` is on and the device is {self.device!r}, which has none: set `device`.")
+
+    @property
+    def modes(self) -> list[str]:
+        """The ways to run a forward."""
+        modes = ["eager", COMPILED] if self.compile else ["eager"]
+        return [*modes, *(GRAPHS if mode == "eager" else f"{mode}, {GRAPHS}" for mode in modes if self.cuda_graphs)]
+
+
+class Replayed(nn.Module):
+    """The forward of `model` for images of one shape, captured in a CUDA graph as torch's documentation has it.
+
+    Args:
+        model: on the GPU, in evaluation mode.
+        images: the keyword arguments of the forward.
+    """
+
+    def __init__(self, model: nn.Module, images: dict[str, Tensor]):
+        super().__init__()
+        self._images = {name: image.clone() for name, image in images.items()}
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.inference_mode(), torch.cuda.stream(side):
+            for _ in range(3):  # compiles, and lets cuDNN choose, neither of which can be captured
+                model(**self._images)
+        torch.cuda.current_stream().wait_stream(side)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.inference_mode(), torch.cuda.graph(self._graph):
+            self._output = model(**self._images)
+        self._model = (model,)  # the graph reads its weights
+
+    def forward(self, **images: Tensor) -> Tensor:
+        for name, image in images.items():
+            self._images[name].copy_(image)
+        self._graph.replay()
+        return self._output
 
 
 def main() -> None:
@@ -95,12 +140,11 @@ def measure(name: str, options: LatencyArguments) -> dict[str, Any]:
         facts[f"P{level}"]["merged_blocks"] = len(plan.blocks)
     for model in versions.values():
         model.to(options.device, getattr(torch, options.dtype))
-    modes = ["eager", "compiled"] if options.compile else ["eager"]
     return {
         "image": list(next(iter(example.values())).shape[1:]),
         "sites": len(sites),
         "versions": facts,
-        "latencies": [latency(versions, mode, size, options) for mode in modes for size in options.batch_sizes],
+        "latencies": [latency(versions, mode, size, options) for mode in options.modes for size in options.batch_sizes],
     }
 
 
@@ -137,12 +181,12 @@ def latency(
     images = example_inputs_of(versions["P0"], batch_size)
     baselines: dict[str, float] = {}
     if sum(isinstance(module, nn.Conv2d) for module in versions["P0"].modules()) > 1:  # not a patch embedding alone
-        candidates = {name: prepared(copy.deepcopy(versions["P0"]), name, mode) for name in FORMATS}
+        candidates = {name: prepared(copy.deepcopy(versions["P0"]), name, mode, images) for name in FORMATS}
         medians = measure_latency(candidates, [images], rounds=options.rounds)
         baselines = {name: median for name, (median,) in medians.items()}
     best = min(baselines, key=baselines.__getitem__, default="contiguous")
-    models = {version: prepared(model, best, mode) for version, model in versions.items()}
     images = {name: image.contiguous(memory_format=FORMATS[best]) for name, image in images.items()}
+    models = {version: prepared(model, best, mode, images) for version, model in versions.items()}
     medians = measure_latency(models, [images], rounds=options.rounds)
     return {
         "mode": mode,
@@ -153,10 +197,12 @@ def latency(
     }
 
 
-def prepared(model: nn.Module, memory_format: str, mode: str) -> nn.Module:
-    """Return `model`, laid out in place, and compiled on its own: versions of one class would share a cache."""
+def prepared(model: nn.Module, memory_format: str, mode: str, images: dict[str, Tensor]) -> nn.Module:
+    """Return `model`, laid out in place, and compiled or captured on its own."""
     model.to(memory_format=FORMATS[memory_format])
-    return torch.compile(model, fullgraph=True, dynamic=False, isolate_recompiles=True) if mode == "compiled" else model
+    if mode.startswith(COMPILED):  # versions of one class would share a cache
+        model = torch.compile(model, fullgraph=True, dynamic=False, isolate_recompiles=True)
+    return Replayed(model, images) if mode.endswith(GRAPHS) else model
 
 
 def summary(results: dict[str, Any]) -> str:

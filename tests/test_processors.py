@@ -13,6 +13,8 @@ from transformers import (
     AutoModelForImageClassification,
     BitImageProcessor,
     ConvNextImageProcessor,
+    DeiTImageProcessor,
+    DPTImageProcessor,
     TimmWrapperImageProcessor,
     ViTImageProcessor,
     pipeline,
@@ -173,17 +175,39 @@ def test_data_config_of_a_processor_that_squashes_and_does_not_normalise():
 
 
 @pytest.mark.parametrize(
+    ("processor", "size", "mode"),
+    [
+        (
+            ConvNextImageProcessor(size={"shortest_edge": 224}, crop_pct=0.875, image_std=STD),
+            224,
+            "center",
+        ),  # published
+        (ConvNextImageProcessor(size={"shortest_edge": 32}, crop_pct=1.0, image_std=STD), 32, "center"),
+        (ConvNextImageProcessor(size={"shortest_edge": 384}, crop_pct=0.875, image_std=STD), 384, "squash"),
+        (DeiTImageProcessor(image_std=STD), 224, "squash"),
+    ],
+    ids=["convnext", "convnext uncropped", "convnext large", "deit"],
+)
+def test_data_config_of_a_published_processor_makes_the_same_pixels(processor, size, mode):
+    config = data_config_of(processor)
+    assert (config["input_size"], config["crop_mode"]) == ((3, size, size), mode)
+    for shape in ((300, 300), (260, 347)):
+        found = TimmWrapperImageProcessor(config)(gradient(*shape))["pixel_values"]
+        assert grey_levels(processor(gradient(*shape), return_tensors="pt")["pixel_values"], found).max() < 2.5
+
+
+@pytest.mark.parametrize(
     "processor",
     [
         None,
-        ConvNextImageProcessor(),
+        DPTImageProcessor(),
         ViTImageProcessor(do_rescale=False),
         ViTImageProcessor(do_resize=False),
         ViTImageProcessor(resample=0),
         BitImageProcessor(do_center_crop=False),
         BitImageProcessor(crop_size={"height": 32, "width": 40}),
     ],
-    ids=["none", "convnext", "not rescaled", "not resized", "nearest", "not cropped", "not square"],
+    ids=["none", "dpt", "not rescaled", "not resized", "nearest", "not cropped", "not square"],
 )
 def test_processor_that_timm_cannot_repeat_has_no_data_config(processor):
     assert data_config_of(processor) is None

@@ -426,6 +426,11 @@ def test_a_finished_supernet_is_taken_as_it_is(tmp_path):
     assert trained(tmp_path, resnet, train=RandomImages(0))  # for which no images are needed
 
 
+def test_a_supernet_computes_the_same_whether_it_was_trained_in_low_precision_or_found(tmp_path):
+    first = trained(tmp_path, vit, bf16=True)
+    assert torch.equal(logits(trained(tmp_path, vit, bf16=True)), logits(first))
+
+
 @pytest.mark.parametrize("step", [0, 1, 3])
 def test_an_interrupted_supernet_goes_on_from_its_last_checkpoint(tmp_path, straight, step):
     with pytest.raises(KeyboardInterrupt):

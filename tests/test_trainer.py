@@ -1,12 +1,14 @@
 import json
 import math
 import os
+import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -41,6 +43,7 @@ from updp_hf import (
     UPDPTrainer,
     calibrate_,
     close_,
+    compute_accuracy,
     find_sites,
     gate_,
     merge,
@@ -154,13 +157,25 @@ def test_the_processor_is_saved_with_the_model(tmp_path):
     assert names(tmp_path) == {*SAVED, "preprocessor_config.json"}
 
 
-def test_the_calibration_images_are_chosen_without_touching_the_global_generator(tmp_path):
-    run = trainer(tmp_path)
-    before = torch.get_rng_state()
+class Augmented(RandomImages):
+    """Images that are changed by draws from each of the global generators."""
+
+    def __getitem__(self, index):
+        item = super().__getitem__(index)
+        return {**item, "pixel_values": item["pixel_values"] + random.random() + np.random.rand() + torch.rand(())}
+
+
+def test_the_calibration_images_are_chosen_without_touching_the_global_generators(tmp_path):
+    def states():
+        return [random.getstate(), *np.random.get_state()[1], *torch.get_rng_state().tolist()]
+
+    run = trainer(tmp_path, train_dataset=Augmented())
+    before = states()
     batches = run._calibration_batches()
-    assert torch.equal(torch.get_rng_state(), before)
+    assert states() == before
     assert sum(len(batch["pixel_values"]) for batch in batches) == run.args.calibration_size
-    other = trainer(tmp_path)._calibration_batches()
+    random.random(), np.random.rand(), torch.rand(())
+    other = trainer(tmp_path, train_dataset=Augmented())._calibration_batches()
     assert all(torch.equal(a["pixel_values"], b["pixel_values"]) for a, b in zip(batches, other, strict=True))
 
 
@@ -559,6 +574,19 @@ def test_lambda_is_logged_beside_the_loss(tmp_path):
     logged = [entry["lambda"] for entry in run.state.log_history if "loss" in entry]
     assert logged == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0]
     assert all("lambda" not in entry for entry in run.state.log_history if "loss" not in entry)
+
+
+def test_no_image_is_dropped_from_an_evaluation(tmp_path):
+    images = RandomImages(10, seed=1)
+    found = {}
+    for drops in (False, True):
+        options = {"dataloader_drop_last": drops, "per_device_eval_batch_size": 4}
+        run = trainer(tmp_path / str(drops), eval_dataset=images, compute_metrics=compute_accuracy, **options)
+        assert run.predict(images).predictions.shape == (10, 4)
+        found[drops] = {name: value for name, value in run.evaluate().items() if name in ("eval_loss", "eval_accuracy")}
+        assert run.args.dataloader_drop_last is drops
+    assert found[True] == found[False]
+    assert len(found[True]) == 2
 
 
 def test_lambda_changes_neither_within_a_step_nor_while_evaluating(tmp_path):

@@ -11,6 +11,7 @@ import torch
 from accelerate.utils import broadcast
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
@@ -150,6 +151,16 @@ class GatedTrainer(Trainer):
         """Return what is decayed: matrices and kernels, and no vector whatever its name."""
         return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
 
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """Return the loader of the images to evaluate on, all of them whatever `dataloader_drop_last` says."""
+        with _nothing_dropped(self.args):
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
+        """Return the loader of the images to predict, all of them whatever `dataloader_drop_last` says."""
+        with _nothing_dropped(self.args):
+            return super().get_test_dataloader(test_dataset)
+
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate the main process's network, averaged if it is, on all processes: see `Trainer.evaluation_loop`."""
         averaged: AbstractContextManager[None] = nullcontext() if self._average is None else self._average.in_place()
@@ -201,6 +212,17 @@ class GatedTrainer(Trainer):
     def _load_best_model(self) -> None:
         logger.info("Loading the best model, %s.", self.state.best_model_checkpoint)
         self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+
+
+@contextmanager
+def _nothing_dropped(args: UPDPTrainingArguments) -> Iterator[None]:
+    """Let loaders that are made within keep the last batch: the Trainer drops that of an evaluation, too."""
+    asked = args.dataloader_drop_last
+    args.dataloader_drop_last = False
+    try:
+        yield
+    finally:
+        args.dataloader_drop_last = asked
 
 
 @contextmanager

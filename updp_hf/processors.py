@@ -19,7 +19,7 @@ _RESAMPLE = {
     "bicubic": PILImageResampling.BICUBIC,
     "lanczos": PILImageResampling.LANCZOS,
 }
-_KNOWN = ("BitImageProcessor", "ViTImageProcessor")
+_KNOWN = ("BitImageProcessor", "ConvNextImageProcessor", "DeiTImageProcessor", "ViTImageProcessor")
 """Processors that resize, crop, rescale and normalise and do nothing else, whatever their backend."""
 
 
@@ -97,6 +97,8 @@ def data_config_of(processor: Any, channels: int = 3) -> dict[str, Any] | None:
     if type(processor).__name__.removesuffix("Pil") not in _KNOWN:
         return None
     fields = processor.to_dict()
+    if "crop_pct" in fields:
+        fields |= _convnext_crop(fields)
     interpolation = next((name for name, code in _RESAMPLE.items() if code == fields.get("resample")), None)
     rescales = fields.get("do_rescale") and math.isclose(fields["rescale_factor"], 1 / 255)
     crop = _timm_crop(fields)
@@ -111,6 +113,15 @@ def data_config_of(processor: Any, channels: int = 3) -> dict[str, Any] | None:
         "mean": tuple(fields["image_mean"]) if normalizes else (0.0,) * channels,
         "std": tuple(fields["image_std"]) if normalizes else (1.0,) * channels,
     }
+
+
+def _convnext_crop(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how a `ConvNextImageProcessor` resizes and crops in the words of the others."""
+    edge = fields["size"]["shortest_edge"]
+    square = {"height": edge, "width": edge}
+    if edge >= 384:  # its own bound
+        return {"size": square}
+    return {"size": {"shortest_edge": int(edge / fields["crop_pct"])}, "do_center_crop": True, "crop_size": square}
 
 
 def _timm_crop(fields: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -150,6 +150,9 @@ def train_supernet(
             save_checkpoint(supernet, Path(unfinished) / "supernet")
             os.replace(Path(unfinished) / "supernet", finished)
     trainer.accelerator.wait_for_everyone()
+    for wrapper in ("forward", "_original_forward"):
+        # The autocast that accelerate put around it: a supernet that is loaded is scored without.
+        supernet.__dict__.pop(wrapper, None)
     return supernet
 
 

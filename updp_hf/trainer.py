@@ -28,6 +28,7 @@ from updp_hf.core.plan import Plan
 from updp_hf.core.policy import ramp
 from updp_hf.core.search import Fitness
 from updp_hf.core.sites import Site
+from updp_hf.data.randomness import random_states_kept, seed_generators
 from updp_hf.files import refuse_occupied, save_merged
 from updp_hf.gated_trainer import GatedTrainer
 from updp_hf.hub import push_folder
@@ -293,9 +294,9 @@ class UPDPTrainer(GatedTrainer):
             sample = self._remove_unused_columns(sample, description="calibration")
         loader = DataLoader(sample, batch_size=self.args.per_device_eval_batch_size, collate_fn=self.data_collator)
         names = (self.image_key, "labels")
-        with torch.random.fork_rng():
-            # Augmentation draws from the global generator; training is not to notice.
-            torch.manual_seed(self.args.seed)
+        with random_states_kept():
+            # Augmentation draws from the global generators; training is not to notice.
+            seed_generators(self.args.seed)
             return [{name: batch[name] for name in names if name in batch} for batch in loader]
 
     def _prepare_teacher(self) -> None:
