@@ -11,7 +11,19 @@ import updp_hf
 PACKAGE = Path(updp_hf.__file__).parent
 TRAVELLING = ("checks_updp", "configuration_updp", "layout_updp", "modeling_updp", "weights_updp")
 SHELL = (
-    *("trainer", "gated_trainer", "training_args", "callback", "supernet", "report", "prune", "cli", "card", "hub"),
+    *(
+        "trainer",
+        "gated_trainer",
+        "selecting_trainer",
+        "training_args",
+        "callback",
+        "supernet",
+        "report",
+        "prune",
+        "cli",
+        "card",
+        "hub",
+    ),
     *("origin", "export", "processors", "timm_models", "run_log", "sites_table"),
     *("selection", "selectors", "scoring", "samples", "pareto", "plots", "data", "recipe", "pretrained"),
     *("checkpoints", "averaging", "losses", "arguments"),
