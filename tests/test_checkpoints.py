@@ -185,7 +185,20 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_leaves_the_checkpoint_befo
 
 def test_without_an_earlier_checkpoint_the_run_begins_anew(tmp_path):
     with pytest.raises(OSError, match="which begins anew"), whole_or_none(tmp_path / "checkpoint-2", is_writer=True):
-        raise RuntimeError("no space left")
+        raise OSError("no space left")
+
+
+def test_processes_that_lose_each_other_are_not_taken_for_a_full_disk(tmp_path):
+    with pytest.raises(RuntimeError, match="closed by peer"), whole_or_none(tmp_path / "checkpoint-2", is_writer=True):
+        raise RuntimeError("Connection closed by peer")
+
+
+def test_what_fails_after_a_checkpoint_is_complete_takes_it_not_away(tmp_path):
+    checkpoint = tmp_path / "checkpoint-2"
+    with pytest.raises(OSError, match=r"^an old one$"), whole_or_none(checkpoint, is_writer=True):
+        finished(tmp_path, 2)
+        raise OSError("an old one")
+    assert last_checkpoint(tmp_path) == str(checkpoint)
 
 
 def test_a_process_that_writes_nothing_takes_nothing_away(tmp_path):

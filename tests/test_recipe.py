@@ -67,6 +67,30 @@ def test_a_smoke_run_is_on_digits_whatever_the_file_says(name):
     for options in (["--smoke"], ["--config", config, "--smoke"]):
         data, _, args = arguments(name, *options)
         assert (data.dataset, data.dataset_name, args.max_steps, args.selector) == ("digits", None, 24, "supernet")
+        assert args.smoke
+
+
+def test_a_smoke_run_leaves_the_folder_of_the_full_one_alone(monkeypatch):
+    (full,), (smoke,) = ([recipe_arguments(RECIPES / "deit_tiny.py", argv)[2]] for argv in ([], ["--smoke"]))
+    assert (full.output_dir, smoke.output_dir) == ("deit-tiny-p5", "deit_tiny-smoke")
+
+
+@pytest.mark.parametrize("option", ["--smoke=true", "--smoke=True", "--smoke=1"])
+def test_smoke_may_be_said_in_other_words(option):
+    assert arguments("deit_tiny", option)[2].max_steps == 24
+    assert arguments("deit_tiny", "--smoke", "false")[2].max_steps == -1
+
+
+def test_smoke_is_for_the_command_line(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("smoke: true\n")
+    with pytest.raises(ValueError, match="give `--smoke` on the command line"):
+        arguments("deit_tiny", "--config", str(file))
+
+
+def test_options_are_not_guessed(capsys):
+    with pytest.raises(ValueError, match=r"not used by the HfArgumentParser: \['--target_sp', '1.2'\]"):
+        arguments("deit_tiny", "--target_sp", "1.2")
 
 
 def test_the_command_line_wins_over_the_file_and_over_smoke(tmp_path):
@@ -81,7 +105,7 @@ def test_the_command_line_wins_over_the_file_and_over_smoke(tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_tiny_network_has_blocks_to_prune(name, tmp_path):
-    model, _ = load_checkpoint(save_tiny(tiny_of(name), tmp_path, LABELS), LABELS)
+    model, _ = load_checkpoint(save_tiny(tiny_of(name), tmp_path / "tiny", LABELS), LABELS)
     _, _, args = arguments(name, "--smoke")
     assert len(require_sites(model, args.form)) > args.num_pruned_blocks
 
@@ -101,7 +125,7 @@ def test_the_images_of_a_step_are_shared_out(asked, at_once, processes, expected
 @pytest.mark.parametrize(("asked", "at_once", "processes"), [(33, 16, 1), (32, 16, 3), (1, 16, 2), (40, 16, 2)])
 def test_images_that_cannot_be_shared_out_are_refused(asked, at_once, processes, monkeypatch, tmp_path):
     monkeypatch.setattr(RecipeArguments, "world_size", processes)
-    with pytest.raises(ValueError, match="cannot share out: choose a multiple of"):
+    with pytest.raises(ValueError, match="cannot share out: choose a number of processes"):
         RecipeArguments(
             str(tmp_path), num_pruned_blocks=1, global_batch_size=asked, per_device_train_batch_size=at_once
         )
@@ -208,6 +232,40 @@ class Interruption(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == 3:
             raise KeyboardInterrupt
+
+
+def test_too_few_images_for_a_batch_are_refused(pictures, tmp_path):
+    checkpoint = saved(ConvNextForImageClassification(ConvNextConfig(**LIT)), tmp_path / "checkpoint")
+    given = options(data_dir=pictures, model_name_or_path=checkpoint, max_train_samples=4)
+    with pytest.raises(ValueError, match="There are 4 images to train on, but 1 processes take 8 at once"):
+        prepare(*arguments("convnext_tiny", *given, folder=tmp_path / "out"), tiny=None)
+
+
+def test_a_new_classifier_is_no_teacher(tmp_path):
+    checkpoint = saved(vit(), tmp_path / "checkpoint")  # of 4 classes
+    given = options(dataset="digits", model_name_or_path=checkpoint, distillation="hard")
+    with pytest.raises(ValueError, match=r"does not know the 10 classes .* set `--distillation none`"):
+        prepare(*arguments("deit_tiny", *given, folder=tmp_path / "out"), tiny=None)
+
+
+class TheirsError(ValueError):
+    """What a library may raise."""
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_what_this_package_says_ends_a_recipe_with_a_sentence_and_other_errors_do_with_a_traceback(
+    is_ours, monkeypatch, tmp_path
+):
+    def fails(*args):
+        if is_ours:
+            set_steps(RecipeArguments(str(tmp_path), num_pruned_blocks=1), None)
+        raise TheirsError("bits must be between 1 and 8")
+
+    monkeypatch.setattr(recipe, "prepare", fails)
+    monkeypatch.setattr(sys, "argv", ["deit_tiny.py"])
+    with pytest.raises(SystemExit if is_ours else TheirsError) as ended:
+        recipe.run(str(RECIPES / "deit_tiny.py"), tiny=None)
+    assert not is_ours or str(ended.value).startswith("deit_tiny.py: The stream does not tell how many")
 
 
 def test_the_summary_says_what_was_not_measured():

@@ -153,5 +153,4 @@ def test_the_smoke_run_of_a_recipe_is_short_and_divides_among_one_or_two_process
     assert 0 < args.save_steps < args.max_steps
     assert all(values["global_batch_size"] % (args.per_device_train_batch_size * count) == 0 for count in (1, 2))
     assert args.per_device_train_batch_size % 2 == 0  # mixup wants pairs
-    assert values["dataset_name"] is None
     assert not args.bf16

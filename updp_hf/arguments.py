@@ -4,16 +4,19 @@ import argparse
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import yaml
 from transformers import HfArgumentParser
 
-__all__ = ["parse_arguments"]
+__all__ = ["Layer", "parse_arguments"]
+
+Layer: TypeAlias = Path | Mapping[str, Any]
+"""Values by the names of the fields, or the file that holds them."""
 
 
 def parse_arguments(
-    *types: type, argv: Sequence[str] | None = None, under: Sequence[Path] = (), over: Sequence[Path] = ()
+    *types: type, argv: Sequence[str] | None = None, under: Sequence[Layer] = (), over: Sequence[Layer] = ()
 ) -> tuple[Any, ...]:
     """Parse the command line into one object of each dataclass in `types`.
 
@@ -24,20 +27,20 @@ def parse_arguments(
     Args:
         *types: dataclasses; no two have a field of the same name.
         argv: the command line, by default that of this process.
-        under: files whose values hold unless `--config` says otherwise.
-        over: files whose values hold whatever `--config` says.
+        under: what holds unless `--config` says otherwise.
+        over: what holds whatever `--config` says.
 
     Raises:
         SystemExit: an option or a key of a file is unknown, as argparse does it.
     """
-    parser = HfArgumentParser(types)
+    parser = HfArgumentParser(types, allow_abbrev=False)
     parser.add_argument("--config", type=Path, help="YAML or JSON file with values for these options.")
     options = list(sys.argv[1:] if argv is None else argv)
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--config", type=Path)
     found, rest = finder.parse_known_args(options)
-    files = [*under, *([] if found.config is None else [found.config]), *over]
-    values = _laid_over([_values_in(file, parser) for file in files], rest, types)
+    layers = [*under, *([] if found.config is None else [found.config]), *over]
+    values = _laid_over([_values_in(layer, parser) for layer in layers], rest, types)
     for action in parser._actions:
         action.required = action.required and action.dest not in values
     parser.set_defaults(**values)
@@ -57,13 +60,15 @@ def _laid_over(layers: Iterable[Mapping[str, Any]], options: Sequence[str], type
     return values
 
 
-def _values_in(file: Path, parser: HfArgumentParser) -> dict[str, Any]:
-    if not file.is_file():
-        parser.error(f"--config {file}: there is no such file")
-    content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}  # JSON is YAML too
+def _values_in(layer: Layer, parser: HfArgumentParser) -> Mapping[str, Any]:
+    if isinstance(layer, Mapping):
+        return layer
+    if not layer.is_file():
+        parser.error(f"--config {layer}: there is no such file")
+    content = yaml.safe_load(layer.read_text(encoding="utf-8")) or {}  # JSON is YAML too
     if not isinstance(content, dict):
-        parser.error(f"--config {file}: expected names and values, found a {type(content).__name__}")
+        parser.error(f"--config {layer}: expected names and values, found a {type(content).__name__}")
     unknown = sorted(set(content) - {action.dest for action in parser._actions})
     if unknown:
-        parser.error(f"{file} has the keys {', '.join(unknown)}, which are no options of this recipe: see --help")
+        parser.error(f"{layer} has the keys {', '.join(unknown)}, which are no options of this recipe: see --help")
     return content

@@ -36,6 +36,8 @@ logger = logging.get_logger(__name__)
 
 AVERAGE_NAME = "average.safetensors"
 """The moving average of the weights, beside the weights themselves."""
+_TORCH_WRITER = ("inline_container", "PytorchStreamWriter")
+"""What torch names where it cannot write a file."""
 
 
 def save_checkpoint(model: nn.Module, folder: Path) -> None:
@@ -134,7 +136,7 @@ def _is_complete(checkpoint: Path) -> bool:
     """Return whether all of a checkpoint has been written: the state of the Trainer is what it writes last."""
     try:
         json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, ValueError):  # not there, not text, or no JSON
         return False
     return (checkpoint / SAFE_WEIGHTS_NAME).is_file()
 
@@ -156,8 +158,10 @@ def whole_or_none(folder: Path, *, is_writer: bool) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        # torch and safetensors have errors of their own for a full disk. What fails afterwards is told as it is.
-        if not is_writer or _is_complete(folder):
+        # torch and safetensors have errors of their own for a full disk. Processes that lose each other raise a
+        # RuntimeError, too, and what fails once the checkpoint is complete is something else.
+        is_another = isinstance(error, RuntimeError) and not any(name in str(error) for name in _TORCH_WRITER)
+        if not is_writer or is_another or _is_complete(folder):
             raise
         shutil.rmtree(folder, ignore_errors=True)
         free = shutil.disk_usage(folder.parent).free / 2**30

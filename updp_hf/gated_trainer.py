@@ -1,7 +1,6 @@
 """The Trainer over a gated model: what annealing and supernet training have in common."""
 
 import math
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -18,7 +17,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 from transformers.utils import logging
 
 from updp_hf.averaging import WeightAverage
-from updp_hf.checkpoints import load_checkpoint_, save_checkpoint, whole_or_none
+from updp_hf.checkpoints import last_checkpoint, load_checkpoint_, save_checkpoint, whole_or_none
 from updp_hf.core.cost import count_macs
 from updp_hf.core.gate import is_gated
 from updp_hf.core.modes import open_gates
@@ -61,26 +60,38 @@ class GatedTrainer(Trainer):
         """The name under which a batch holds the images."""
         return str(getattr(self.model, "main_input_name", "pixel_values"))
 
-    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Train: see `Trainer.train`. All processes end with the same weights, averaged ones if asked for."""
+        checkpoint = last_checkpoint(str(self.args.output_dir)) if resume_from_checkpoint is True else None
+        checkpoint = checkpoint or (resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None)
+        if resume_from_checkpoint and checkpoint is None:
+            raise ValueError(f"There is no checkpoint in {self.args.output_dir} to resume from: start without.")
         if self.args.ema_decay is not None:
             self._average = WeightAverage(self.model, self.args.ema_decay)
             self.add_callback(self._average)
-        if resume_from_checkpoint and (state := self._finished_state(resume_from_checkpoint)):
-            output = self._take_over(resume_from_checkpoint, state)
-        else:
-            with synchronized_batch_norms(self.model) if self._shares_statistics() else nullcontext():
-                output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-        if self._average is not None:
-            self._average.install_()
-            self.remove_callback(self._average)
-            self._average = None
+        try:
+            output = self._train(checkpoint, **kwargs)
+            if self._average is not None:
+                self._average.install_()
+        finally:
+            if self._average is not None:
+                self.remove_callback(self._average)
+                self._average = None
         self.share_buffers_()
         return output
 
+    def _train(self, checkpoint: str | None, **kwargs: Any) -> TrainOutput:
+        if checkpoint is not None and (state := self._finished_state(checkpoint)):
+            return self._take_over(checkpoint, state)
+        with synchronized_batch_norms(self.model) if self._shares_statistics() else nullcontext():
+            return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+
     def _finished_state(self, checkpoint: str) -> TrainerState | None:
         """Return the state in `checkpoint` if its training has reached its last step."""
-        state = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME))
+        file = Path(checkpoint) / TRAINER_STATE_NAME
+        if not file.is_file():
+            raise ValueError(f"{checkpoint} holds no {TRAINER_STATE_NAME}: resume a checkpoint that is complete.")
+        state = TrainerState.load_from_json(str(file))
         *_, max_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())
         return state if state.global_step >= max_steps else None
 

@@ -1,5 +1,6 @@
 """The checkpoints that a recipe starts from: the network to prune, and the one to learn from."""
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,18 +19,22 @@ from transformers.utils import logging
 
 from updp_hf.data.augmentation import inputs_of
 
-__all__ = ["load_checkpoint", "load_teacher", "save_tiny"]
+__all__ = ["load_checkpoint", "load_teacher", "refuse_untrained", "save_tiny"]
 
 logger = logging.get_logger(__name__)
 
 
 def save_tiny(config: PreTrainedConfig, folder: Path, labels: Sequence[str]) -> str:
     """Save a network with random weights as an ordinary checkpoint, unless it is there."""
-    if PartialState().is_main_process and not (folder / "config.json").is_file():
+    if PartialState().is_main_process and not folder.is_dir():
         config.id2label = dict(enumerate(labels))
         config.label2id = {name: index for index, name in enumerate(labels)}
-        AutoModelForImageClassification.from_config(config).save_pretrained(folder)
-        ViTImageProcessor(size={"height": config.image_size, "width": config.image_size}).save_pretrained(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unfinished-") as unfinished:
+            whole = Path(unfinished) / folder.name
+            AutoModelForImageClassification.from_config(config).save_pretrained(whole)
+            ViTImageProcessor(size={"height": config.image_size, "width": config.image_size}).save_pretrained(whole)
+            whole.rename(folder)
     return str(folder)
 
 
@@ -79,8 +84,7 @@ def load_teacher(name: str, labels: Sequence[str], processor: Any) -> PreTrained
         ValueError: it knows other classes, or expects other images.
     """
     teacher, own = load_checkpoint(name, labels)
-    if AutoConfig.from_pretrained(name).num_labels != len(labels):
-        raise ValueError(f"The teacher {name} does not know the {len(labels)} classes of the images: name another.")
+    refuse_untrained(name, labels)
     found, expected = ({key: inputs_of(p)[key] for key in ("mean", "std")} for p in (processor, own))
     if found != expected:
         raise ValueError(
@@ -88,6 +92,19 @@ def load_teacher(name: str, labels: Sequence[str], processor: Any) -> PreTrained
             "teacher that was trained with the same."
         )
     return teacher
+
+
+def refuse_untrained(name: str, labels: Sequence[str]) -> None:
+    """Refuse to learn from the checkpoint `name` if its classifier is a new one.
+
+    Raises:
+        ValueError: it is.
+    """
+    if AutoConfig.from_pretrained(name).num_labels != len(labels):
+        raise ValueError(
+            f"{name} does not know the {len(labels)} classes of the images, so nothing can be learnt from it: name a "
+            "teacher that does with `--teacher_name_or_path`, or set `--distillation none`."
+        )
 
 
 def _refuse_other_order(name: str, known: Sequence[str], labels: Sequence[str]) -> None:

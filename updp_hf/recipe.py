@@ -1,7 +1,9 @@
 """The straight line of every recipe: load, prune while fine-tuning, merge, save, say what came of it."""
 
+import argparse
 import math
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +13,9 @@ import datasets
 import torch
 from accelerate import PartialState
 from transformers import PreTrainedConfig, set_seed
+from transformers.hf_argparser import string_to_bool
 
-from updp_hf.arguments import parse_arguments
+from updp_hf.arguments import Layer, parse_arguments
 from updp_hf.data.augmentation import AugmentationArguments, Mix, eval_transform, train_transform
 from updp_hf.data.callbacks import BrokenImagesCallback
 from updp_hf.data.images import ImageDataset
@@ -20,8 +23,9 @@ from updp_hf.data.sources import DataArguments, Splits, load_splits
 from updp_hf.data.streams import Tally, image_stream
 from updp_hf.losses import label_loss
 from updp_hf.metrics import compute_accuracy
-from updp_hf.pretrained import load_checkpoint, load_teacher, save_tiny
+from updp_hf.pretrained import load_checkpoint, load_teacher, refuse_untrained, save_tiny
 from updp_hf.report import Report, numbers, side_by_side, speed_ups
+from updp_hf.scoring import agreed
 from updp_hf.trainer import UPDPTrainer
 from updp_hf.training_args import UPDPTrainingArguments
 
@@ -51,6 +55,7 @@ class RecipeArguments(UPDPTrainingArguments):
     smoke: bool = field(
         default=False, metadata={"help": "Prune a tiny model of the same family on the digits: a minute on a CPU."}
     )
+    ddp_timeout: int = 14_400  # seconds: the first run may prepare the images on one process, while the others wait
     eval_on_start: bool = True
     remove_unused_columns: bool = False
 
@@ -70,8 +75,8 @@ class RecipeArguments(UPDPTrainingArguments):
         if at_once == 0 or self.global_batch_size % at_once:
             raise ValueError(
                 f"`global_batch_size` is {self.global_batch_size}, which {self.world_size} processes with at most "
-                f"{self.per_device_train_batch_size} images at once cannot share out: choose a multiple of "
-                f"{max(at_once, self.world_size)}, or another `per_device_train_batch_size`."
+                f"{self.per_device_train_batch_size} images at once cannot share out: choose a number of processes, "
+                "and a `per_device_train_batch_size`, that divide it."
             )
         self.per_device_train_batch_size: int = at_once // self.world_size
         self.gradient_accumulation_steps: int = self.global_batch_size // at_once
@@ -80,27 +85,43 @@ class RecipeArguments(UPDPTrainingArguments):
 def run(recipe: str, tiny: PreTrainedConfig) -> None:
     """Run the recipe in the file `recipe`, whose values are those of the YAML file beside it.
 
-    The same command again goes on where a run was interrupted.
+    The same command again goes on where a run was interrupted. What is wrong with the input ends it with one sentence.
 
     Args:
         recipe: `__file__` of the recipe.
         tiny: the network that `--smoke` prunes.
     """
     try:
-        trainer = prepare(*recipe_arguments(Path(recipe)), tiny)
-    except (ValueError, OSError) as error:  # nothing has been done yet that a traceback would explain
+        prune(prepare(*recipe_arguments(Path(recipe)), tiny))
+    except (ImportError, OSError, ValueError) as error:
+        if not _is_ours(error):
+            raise
         sys.exit(f"{Path(recipe).name}: {error}" if PartialState().is_main_process else 1)
-    prune(trainer)
+
+
+def _is_ours(error: Exception) -> bool:
+    """Return whether this package has raised `error`, which then says all there is to say."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return Path(frame.f_code.co_filename).is_relative_to(Path(__file__).parent)
 
 
 def recipe_arguments(
     recipe: Path, argv: Sequence[str] | None = None
 ) -> tuple[DataArguments, AugmentationArguments, RecipeArguments]:
-    """Return the values of the recipe: those of its file, of `--config`, of `--smoke`, and of the command line."""
+    """Return the values of the recipe: those of its file, of `--config`, of `--smoke`, and of the command line.
+
+    Raises:
+        ValueError: they do not go together.
+    """
     options = list(sys.argv[1:] if argv is None else argv)
-    over = [recipe.parent / SMOKE] if "--smoke" in options else []
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--smoke", nargs="?", const=True, default=False, type=string_to_bool)
+    is_smoke = finder.parse_known_args(options)[0].smoke
+    over: list[Layer] = [recipe.parent / SMOKE, {"output_dir": f"{recipe.stem}-smoke"}] if is_smoke else []
     types = (DataArguments, AugmentationArguments, RecipeArguments)
     data, augmentation, args = parse_arguments(*types, argv=options, under=[recipe.with_suffix(".yaml")], over=over)
+    if args.smoke is not is_smoke:
+        raise ValueError("`smoke` is on in a file: give `--smoke` on the command line.")
     return data, augmentation, args
 
 
@@ -114,14 +135,19 @@ def prepare(
         OSError: something cannot be reached.
     """
     set_seed(args.seed)
+    # On the main process first, which downloads; the others are told if it cannot.
+    agreed(lambda: bool(load_splits(data, args.seed)), PartialState())
+    splits = load_splits(data, args.seed)
     with PartialState().main_process_first():
-        splits = load_splits(data, args.seed)
         if args.smoke:
             PartialState().print("A smoke run: the weights are random, so its figures say no more than that it works.")
             args.model_name_or_path = save_tiny(tiny, Path(args.output_dir) / "tiny", splits.labels)
     set_seed(args.seed)  # the same also where a tiny network has been drawn
     model, processor = load_checkpoint(args.model_name_or_path, splits.labels, args.drop_path_rate)
+    if args.distillation != "none" and args.teacher_name_or_path is None:
+        refuse_untrained(args.model_name_or_path, splits.labels)
     teacher = args.teacher_name_or_path and load_teacher(args.teacher_name_or_path, splits.labels, processor)
+    refuse_too_few(args, splits.train)
     if data.streaming:
         args.accelerator_config.dispatch_batches = False  # each process reads its own shards
         set_steps(args, splits.num_train_images)
@@ -133,7 +159,7 @@ def prepare(
         train_dataset=train,
         eval_dataset=held_out,
         data_collator=Mix(augmentation, len(splits.labels), label_smoothing=args.label_smoothing_factor),
-        compute_loss_func=label_loss if augmentation.mixes else None,
+        compute_loss_func=label_loss,
         processing_class=processor,
         compute_metrics=compute_accuracy,
         callbacks=[BrokenImagesCallback(*tallies)],
@@ -145,7 +171,8 @@ def prune(trainer: UPDPTrainer) -> None:
     args, say = trainer.args, PartialState().print  # on the main process only
     is_begun = trainer.is_begun()
     say(f"{'Going on with' if is_begun else 'Pruning'} {args.model_name_or_path}, to be saved in {args.output_dir}.")
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or is_begun)
+    asked = args.resume_from_checkpoint
+    trainer.train(resume_from_checkpoint=is_begun if asked is None or asked.lower() == "true" else asked)
     say(f"Pruned: {', '.join(trainer.plan.blocks)}.")
     trainer.save_model()
     say(f"\n{summary(Report.load(args.output_dir))}\n" if args.process_index == 0 else "")
@@ -164,7 +191,7 @@ def images(
     tallies: list[Any] = []
     for split, is_training in ((splits.train, True), (splits.held_out, False)):
         transform = augmented if is_training else plain
-        options: dict[str, Any] = {**columns, "carry_seeds": is_training and augmentation.mixes}
+        options: dict[str, Any] = {**columns, "carry_seeds": is_training}
         if isinstance(split, datasets.IterableDataset):
             tallies.append(Tally())
             found.append(image_stream(split, transform, tallies[-1], **options))
@@ -173,6 +200,20 @@ def images(
             found.append(ImageDataset(split, transform, **options))
             tallies.append(found[-1])
     return found[0], found[1], tallies
+
+
+def refuse_too_few(args: RecipeArguments, train: Any) -> None:
+    """Refuse a set that does not fill one batch of each process.
+
+    Raises:
+        ValueError: it does not.
+    """
+    at_once = args.per_device_train_batch_size * args.world_size
+    if not isinstance(train, datasets.IterableDataset) and len(train) < at_once:
+        raise ValueError(
+            f"There are {len(train)} images to train on, but {args.world_size} processes take {at_once} at once: give "
+            "more images, or a smaller `global_batch_size`."
+        )
 
 
 def set_steps(args: RecipeArguments, count: int | None) -> None:

@@ -126,7 +126,7 @@ def spread(score: Score, processes: PartialState | None = None) -> Fitness:
 
 
 def agreed(function: Callable[[], T], processes: PartialState | None = None) -> T:
-    """Return what `function` returns on the main process, which alone calls it, or raise the ValueError that it raises.
+    """Return what `function` returns on the main process, which alone calls it, or raise the error that it raises.
 
     The others wait for it, and would wait for ever if they were not told of an error.
     """
@@ -136,10 +136,10 @@ def agreed(function: Callable[[], T], processes: PartialState | None = None) -> 
     if processes.is_main_process:
         try:
             told = function()
-        except ValueError as error:
+        except (ImportError, OSError, RuntimeError, ValueError) as error:
             told = error
     (told,) = broadcast_object_list([told])
-    if isinstance(told, ValueError):
+    if isinstance(told, Exception):
         raise told
     return told
 

@@ -209,9 +209,19 @@ def test_items_without_a_seed_are_not_mixed(args):
 
 
 def test_without_mixup_and_cutmix_seeds_are_dropped_and_labels_stay():
-    found = Mix(AugmentationArguments(), CLASSES, label_smoothing=0.1)(items(4))
+    found = Mix(AugmentationArguments(), CLASSES)(items(4))
     assert found.keys() == {"pixel_values", "labels"}
     assert found["labels"].tolist() == [0, 1, 2, 3]
+
+
+def test_without_mixup_and_cutmix_labels_are_smoothed_in_training_alone():
+    mix = Mix(AugmentationArguments(), CLASSES, label_smoothing=0.1)
+    plain = [{name: value for name, value in item.items() if name != "seed"} for item in items(4)]
+    found, evaluated = mix(items(4)), mix(plain)
+    torch.testing.assert_close(found["labels"].sum(1), torch.ones(4))
+    assert found["labels"].argmax(1).tolist() == evaluated["labels"].tolist() == [0, 1, 2, 3]
+    assert found["labels"].max() == pytest.approx(0.9 + 0.1 / CLASSES)
+    torch.testing.assert_close(found["pixel_values"], evaluated["pixel_values"])
 
 
 def test_training_images_are_mixed_and_plain_ones_are_not(pictures):

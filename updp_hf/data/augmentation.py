@@ -166,7 +166,7 @@ class Mix:
     would smooth once more.
 
     Args:
-        args: how to mix; without mixup and cutmix nothing is done but collating.
+        args: how to mix; without mixup and cutmix labels are smoothed at most.
         num_classes: of the labels.
         label_smoothing: share of the probability that is spread over all classes.
         collator: makes a batch with "pixel_values" (batch, channels, height, width) and "labels" (batch,) of items.
@@ -197,12 +197,12 @@ class Mix:
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
         seeds = [int(item[SEED]) for item in items if SEED in item]
         batch = self._collator([{name: value for name, value in item.items() if name != SEED} for item in items])
-        if self._mixup is None or not seeds:
+        if not seeds or (self._mixup is None and not self._label_smoothing):
             return batch
         images, labels = batch["pixel_values"], batch["labels"]
         pairs = len(items) // 2 * 2
         targets = mixup_target(labels, self._num_classes, smoothing=self._label_smoothing)
-        if pairs:
+        if pairs and self._mixup is not None:
             with random_states_kept():
                 np.random.seed(seed_of(*seeds) & 0xFFFF_FFFF)  # timm draws from the global generator
                 images[:pairs], targets[:pairs] = self._mixup(images[:pairs], labels[:pairs])
