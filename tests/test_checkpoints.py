@@ -195,9 +195,14 @@ def test_processes_that_lose_each_other_are_not_taken_for_a_full_disk(tmp_path):
 
 def test_what_fails_after_a_checkpoint_is_complete_takes_it_not_away(tmp_path):
     checkpoint = tmp_path / "checkpoint-2"
-    with pytest.raises(OSError, match=r"^an old one$"), whole_or_none(checkpoint, is_writer=True):
-        finished(tmp_path, 2)
-        raise OSError("an old one")
+
+    def write_and_fail():
+        with whole_or_none(checkpoint, is_writer=True):
+            finished(tmp_path, 2)
+            raise OSError("an old one")
+
+    with pytest.raises(OSError, match=r"^an old one$"):
+        write_and_fail()
     assert last_checkpoint(tmp_path) == str(checkpoint)
 
 
