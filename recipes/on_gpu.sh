@@ -80,6 +80,7 @@ make_checkpoints() {
 run_recipe() {
   local name=$1 folder=$out/models/$1
   make_checkpoints
+  rm -rf "$folder" # else the recipe would go on where it stopped, and there would be less to measure
   logged "$name" accelerate launch --config_file "recipes/accelerate/$machine.yaml" "recipes/$name.py" \
     --model_name_or_path "$out/checkpoints/$name" --output_dir "$folder" "${recipe[@]}"
   mkdir -p "$out/results/$name"
@@ -102,7 +103,7 @@ run_step() {
     checkpoints) make_checkpoints ;;
     deit_small | convnext_tiny) run_recipe "$1" ;;
     training) run_benchmark benchmark_training_gpu benchmark_training "${training[@]}" ;;
-    training_compiled)  # memory is that of the run above
+    training_compiled) # memory is that of the run above
       run_benchmark benchmark_training_gpu_compiled benchmark_training "${training[@]}" --compile true \
         --memory false --loaded_images 0
       ;;

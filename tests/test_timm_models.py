@@ -13,7 +13,7 @@ from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
     BitImageProcessor,
-    ConvNextImageProcessor,
+    DPTImageProcessor,
     TimmWrapperConfig,
     TimmWrapperForImageClassification,
     ViTImageProcessor,
@@ -232,7 +232,7 @@ def test_crop_share_of_the_checkpoint_is_kept_where_the_processor_does_the_same(
 
 def test_processor_that_timm_cannot_repeat_leaves_the_word_to_the_checkpoint(tmp_path):
     save_merged("resnet", tmp_path, pretrained_cfg=DATA)
-    ConvNextImageProcessor().save_pretrained(tmp_path)
+    DPTImageProcessor().save_pretrained(tmp_path)
     data = timm.data.resolve_model_data_config(timm.create_model(f"local-dir:{tmp_path}", pretrained=True))
     assert data["input_size"] == (3, 64, 64)
 

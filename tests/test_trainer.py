@@ -32,6 +32,7 @@ from tiny_training import (
     vit,
     weights,
 )
+from torch._dynamo.utils import counters
 from torch.utils.data import IterableDataset
 from transformers import AutoModelForImageClassification, TrainerCallback, ViTForImageClassification, ViTImageProcessor
 
@@ -53,6 +54,7 @@ from updp_hf.core.cost import count_parameters
 from updp_hf.core.gate import gates
 from updp_hf.core.plan import PlanError
 from updp_hf.inputs import example_inputs_of, logits_of
+from updp_hf.losses import label_loss
 from updp_hf.merging import MergeError
 from updp_hf.surgery import plan_of
 
@@ -574,6 +576,16 @@ def test_lambda_is_logged_beside_the_loss(tmp_path):
     logged = [entry["lambda"] for entry in run.state.log_history if "loss" in entry]
     assert logged == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0]
     assert all("lambda" not in entry for entry in run.state.log_history if "loss" not in entry)
+
+
+def test_a_compiled_model_is_compiled_anew_at_the_ends_of_the_ramp_alone(tmp_path):
+    torch._dynamo.reset()
+    counters.clear()
+    options = {"torch_compile": True, "torch_compile_backend": "eager", "eval_strategy": "steps", "eval_steps": 2}
+    ramp = {"ramp_start": 0.25, "ramp_end": 0.75}
+    trainer(tmp_path, compute_loss_func=label_loss, **ramp, **options).train()
+    assert counters["stats"]["unique_graphs"] == 3
+    assert not counters["graph_break"]
 
 
 def test_no_image_is_dropped_from_an_evaluation(tmp_path):

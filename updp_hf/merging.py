@@ -13,7 +13,7 @@ from transformers.utils import logging
 from updp_hf.core import affine
 from updp_hf.core.gate import Gate, gates
 from updp_hf.core.kernels import move_padding
-from updp_hf.core.modes import evaluation
+from updp_hf.core.modes import evaluation, full_precision
 from updp_hf.core.plan import Plan
 from updp_hf.core.sites import Form, Site, outermost
 from updp_hf.inputs import example_inputs_of, logits_of
@@ -170,7 +170,7 @@ def _merge_end_(merged: nn.Module, block: str, plan: Plan) -> dict[str, Any]:
 @torch.no_grad()
 def _difference(closed: nn.Module, merged: nn.Module, inputs: Mapping[str, Tensor]) -> float:
     """Return the largest difference of the logits, relative to the largest logit."""
-    with evaluation(closed), evaluation(merged):
+    with evaluation(closed), evaluation(merged), full_precision():
         expected, found = (logits_of(model, inputs).double() for model in (closed, merged))
     scale = expected.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
     return float((found - expected).abs().max() / scale)

@@ -112,6 +112,11 @@ def test_transforms_can_be_sent_to_another_process(processor):
         assert torch.equal(sent(IMAGE), transform(IMAGE))
 
 
+def test_policies_can_be_sent_to_another_process():
+    for policy in ("rand-m9-mstd0.5-inc1", "augmix-m5-w4", "original"):
+        pickle.dumps(train_transform(VIT, AugmentationArguments(policy, random_erasing=0.25)))
+
+
 def test_a_processor_that_timm_cannot_follow_is_refused():
     with pytest.raises(ValueError, match=r"CLIPImageProcessor.* does not say size, mean and deviation of RGB images"):
         train_transform(CLIPImageProcessor(), AugmentationArguments())

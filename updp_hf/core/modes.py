@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 from updp_hf.core.gate import Gate, gates
 
-__all__ = ["evaluation", "open_gates", "stock_statistics_kept"]
+__all__ = ["evaluation", "full_precision", "open_gates", "stock_statistics_kept"]
 
 
 @contextmanager
@@ -20,6 +21,22 @@ def evaluation(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Let GPUs compute float32 in float32 within: in TF32, torch's default for convolutions, a thousandth is lost."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    name, full = ("fp32_precision", "ieee") if hasattr(cudnn, "conv") else ("allow_tf32", False)  # since torch 2.9
+    parts = (getattr(cudnn, "conv", cudnn), matmul)
+    asked = [getattr(part, name) for part in parts]
+    for part in parts:
+        setattr(part, name, full)
+    try:
+        yield
+    finally:
+        for part, value in zip(parts, asked, strict=True):
+            setattr(part, name, value)
 
 
 @contextmanager

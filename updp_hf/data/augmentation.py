@@ -140,8 +140,11 @@ def _ops_of(step: Any) -> list[AugmentOp]:
 def _keep_a_bit_(op: AugmentOp) -> None:
     """Let posterising keep one bit at least: timm may ask for none, a black image, which Pillow 13 refuses."""
     if op.aug_fn is posterize:
-        level = op.level_fn
-        op.level_fn = lambda *args: (max(*level(*args), 1),)
+        op.level_fn = partial(_at_least_one, op.level_fn)  # no lambda, which could not be sent to a worker
+
+
+def _at_least_one(level: Callable[..., tuple[int]], *args: Any) -> tuple[int]:
+    return (max(*level(*args), 1),)
 
 
 def eval_transform(processor: Any) -> Transform:
