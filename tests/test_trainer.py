@@ -866,12 +866,13 @@ def test_an_optimizer_of_ones_own_for_a_gated_model_is_taken(tmp_path):
 # refusals and numbers
 
 
-def test_nan_gradients_end_the_run(tmp_path):
+@pytest.mark.parametrize("clipping", [1.0, 0.0])
+def test_nan_ends_the_run(tmp_path, clipping):
     def broken(outputs, labels, num_items_in_batch=None):
         return outputs.logits.sum() * math.nan
 
-    with pytest.raises(ValueError, match=r"The gradients are NaN at step 1 \(learning rate .*lower the learning rate"):
-        trainer(tmp_path, compute_loss_func=broken).train()
+    with pytest.raises(ValueError, match=r"The loss or its gradients are NaN at step 1 \(learning rate .*: lower the"):
+        trainer(tmp_path, compute_loss_func=broken, max_grad_norm=clipping).train()
 
 
 def test_other_arguments_and_data_parallel_are_refused(tmp_path, monkeypatch):

@@ -149,11 +149,12 @@ class GatedTrainer(Trainer):
         """Log.
 
         Raises:
-            ValueError: the gradients are not numbers any more.
+            ValueError: loss or gradients are not numbers any more.
         """
-        if math.isnan(logs.get("grad_norm", 0.0)) and not self.args.fp16:
+        # Gradients are logged only where they are clipped.
+        if any(math.isnan(logs.get(name, 0.0)) for name in ("grad_norm", "loss")) and not self.args.fp16:
             raise ValueError(
-                f"The gradients are NaN at step {self.state.global_step} (learning rate "
+                f"The loss or its gradients are NaN at step {self.state.global_step} (learning rate "
                 f"{self._get_learning_rate():.1e}): lower the learning rate, lengthen the ramp, or find broken images."
             )
         super().log(logs, start_time)

@@ -31,6 +31,9 @@ class UPDPTrainingArguments(TrainingArguments):
     hub_strategy: HubStrategy | str = field(
         default="end", metadata={"help": "When to push: at the end, since unfinished weights are no pruned model."}
     )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Leave a loss that is NaN out of the log; by default it ends the training."}
+    )
     num_pruned_blocks: int | None = field(
         default=None, metadata={"help": "How many blocks to prune. Give this, one of the three targets, or `plan`."}
     )
