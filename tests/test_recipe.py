@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from updp_hf import recipe
+from updp_hf.data.augmentation import AugmentationArguments
 from updp_hf.recipe import (
     RecipeArguments,
     load_checkpoint,
@@ -190,11 +191,14 @@ def options(**changes):
 def test_a_folder_of_images_is_pruned_on(streaming, pictures, tmp_path):
     checkpoint = saved(ConvNextForImageClassification(ConvNextConfig(**LIT)), tmp_path / "checkpoint")
     given = options(data_dir=pictures, model_name_or_path=checkpoint, streaming=streaming)
-    trainer = prepare(*arguments("convnext_tiny", *given, folder=tmp_path / "out"), tiny=None)
-    recipe.prune(trainer)
+    data, augmentation, args = arguments("convnext_tiny", *given, folder=tmp_path / "out")
+    trainer = prepare(data, augmentation, args, tiny=None)
+    recipe.prune(trainer, augmentation)
     merged = AutoModelForImageClassification.from_pretrained(tmp_path / "out")
     assert len(merged.config.plan["sites"]) == 1
     assert trainer.state.log_history[-1]["broken_images"] >= 1
+    assert Report.load(tmp_path / "out").arguments["cutmix"] == 1.0
+    assert "cutmix" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 
 def test_epochs_of_a_stream_of_known_length_become_steps(tmp_path):
@@ -214,13 +218,13 @@ def test_the_same_command_goes_on_where_a_run_was_interrupted(tmp_path, capsys):
     interrupted = trainer()
     interrupted.add_callback(Interruption())
     with pytest.raises(KeyboardInterrupt):
-        recipe.prune(interrupted)
+        recipe.prune(interrupted, AugmentationArguments())
     assert "Pruning " in capsys.readouterr().out
     resumed = trainer()
-    recipe.prune(resumed)
+    recipe.prune(resumed, AugmentationArguments())
     assert "Going on with " in capsys.readouterr().out
     straight = prepare(*arguments("deit_tiny", *given, folder=tmp_path / "straight"), tiny=tiny_of("deit_tiny"))
-    recipe.prune(straight)
+    recipe.prune(straight, AugmentationArguments())
     assert_equal(weights(resumed.model), weights(straight.model))
     facts = [Report.load(folder).selection for folder in (tmp_path, tmp_path / "straight")]
     assert facts[0]["candidates"] == facts[1]["candidates"]

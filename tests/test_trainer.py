@@ -440,6 +440,18 @@ def test_evaluating_does_not_change_what_training_draws(tmp_path):
     assert_equal(*found)
 
 
+def test_a_run_that_goes_on_with_other_options_says_so(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(updp_hf.trainer.logger, "warning", said.append)
+    options = {"save_strategy": "steps", "save_steps": 3}
+    trainer(tmp_path, **options).train()
+    trainer(tmp_path, **options).train(resume_from_checkpoint=True)
+    assert not said
+    trainer(tmp_path, **options, learning_rate=0.5, weight_decay=0.1).train(resume_from_checkpoint=True)
+    (text,) = said
+    assert "learning_rate 0.5 (was 0.01), weight_decay 0.1 (was by default)" in text
+
+
 @pytest.mark.parametrize("way", [True, Path])
 def test_ways_to_name_the_checkpoint(tmp_path, way):
     straight = trainer(tmp_path, save_strategy="steps", save_steps=3)

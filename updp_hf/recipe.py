@@ -5,7 +5,7 @@ import math
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,8 @@ def run(recipe: str, tiny: PreTrainedConfig) -> None:
         tiny: the network that `--smoke` prunes.
     """
     try:
-        prune(prepare(*recipe_arguments(Path(recipe)), tiny))
+        data, augmentation, args = recipe_arguments(Path(recipe))
+        prune(prepare(data, augmentation, args, tiny), augmentation)
     except (ImportError, OSError, ValueError) as error:
         if not _is_ours(error):
             raise
@@ -166,8 +167,11 @@ def prepare(
     )
 
 
-def prune(trainer: UPDPTrainer) -> None:
-    """Prune, or go on with what was interrupted; merge, save, push if asked for, and print what came of it."""
+def prune(trainer: UPDPTrainer, augmentation: AugmentationArguments) -> None:
+    """Prune, or go on with what was interrupted; merge, save, push if asked for, and print what came of it.
+
+    The report and the card get the `augmentation`, which the trainer does not know.
+    """
     args, say = trainer.args, PartialState().print  # on the main process only
     is_begun = trainer.is_begun()
     say(f"{'Going on with' if is_begun else 'Pruning'} {args.model_name_or_path}, to be saved in {args.output_dir}.")
@@ -175,7 +179,13 @@ def prune(trainer: UPDPTrainer) -> None:
     trainer.train(resume_from_checkpoint=is_begun if asked is None or asked.lower() == "true" else asked)
     say(f"Pruned: {', '.join(trainer.plan.blocks)}.")
     trainer.save_model()
-    say(f"\n{summary(Report.load(args.output_dir))}\n" if args.process_index == 0 else "")
+    if args.process_index == 0:
+        report = Report.load(args.output_dir)
+        changed = {f.name: getattr(augmentation, f.name) for f in fields(augmentation)}
+        changed = {name: value for name, value in changed.items() if value != getattr(AugmentationArguments, name)}
+        replace(report, arguments=report.arguments | changed).save(args.output_dir)
+        trainer.create_model_card()
+        print(f"\n{summary(report)}\n")
     say(f"The merged model, its report and its card are in {args.output_dir}.")
     if args.push_to_hub:
         say(f"Pushed: {trainer.push_to_hub()}")

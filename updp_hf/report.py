@@ -48,7 +48,7 @@ _FILLED_IN = ("accelerator_config", "dataloader_pin_memory", "ddp_find_unused_pa
 """What the arguments make of their own defaults."""
 _NO_FACTS = ("disable_tqdm", "logging_steps")
 """What changes nothing of the result."""
-_PRIVATE = ("token", "dir", "path", "plan", "hub", "run_name", "resume", "project", "trackio")
+_PRIVATE = ("token", "dir", "or_path", "plan", "hub", "run_name", "resume", "project", "trackio")
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,8 @@ logger = logging.get_logger(__name__)
 
 REPORTED_BATCH_SIZES = (1, 8)
 """Batch sizes at which a saved model's latency is measured."""
-SELECTION_NAME = "updp_selection.json"
-"""File of a checkpoint with the facts of the selection, for the report of a run that is resumed."""
+RUN_NAME = "updp_run.json"
+"""File of a checkpoint with the options of its run and the facts of its selection, for when it is resumed."""
 
 
 class UPDPTrainer(SelectingTrainer):
@@ -110,8 +110,7 @@ class UPDPTrainer(SelectingTrainer):
             plan = plan_in(resume_from_checkpoint)
             self.args.refuse_other(plan, resume_from_checkpoint)
             gate_(self.model, plan)
-            record = Path(resume_from_checkpoint) / SELECTION_NAME
-            self._selection = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+            self._go_on_with(Path(resume_from_checkpoint) / RUN_NAME)
         elif not is_gated(self.model):
             plan = self.select(resume=resumes_selection)
             if self._supernet is not None:
@@ -130,6 +129,26 @@ class UPDPTrainer(SelectingTrainer):
     def is_begun(self) -> bool:
         """Return whether a run in the output folder was interrupted with which `train(True)` goes on."""
         return self._last_checkpoint() is not None or agreed(self._selection_folder.is_dir, PartialState())
+
+    def _go_on_with(self, file: Path) -> None:
+        """Take over the facts of the selection, and warn of options that are others now."""
+        if not file.is_file():
+            return
+        run = json.loads(file.read_text(encoding="utf-8"))
+        self._selection = run["selection"]
+        before, now = run["arguments"], self._options()
+        changed = [
+            f"{name} {now.get(name, 'by default')} (was {before.get(name, 'by default')})"
+            for name in sorted(before.keys() | now.keys())
+            if before.get(name) != now.get(name)
+        ]
+        if changed:
+            logger.warning(f"The run goes on with other options than it was begun with: {', '.join(changed)}.")
+
+    def _options(self) -> dict[str, Any]:
+        """Return the options that are not the defaults, as JSON values."""
+        options: dict[str, Any] = json.loads(json.dumps(changed_arguments(self.args), default=str))
+        return options
 
     def _last_checkpoint(self) -> str | None:
         return agreed(lambda: last_checkpoint(self.args.output_dir), PartialState())
@@ -235,9 +254,9 @@ class UPDPTrainer(SelectingTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
-        if self.args.should_save and self._selection:
-            record = Path(output_dir or self.args.output_dir) / SELECTION_NAME
-            record.write_text(json.dumps(self._selection), encoding="utf-8")
+        if self.args.should_save and is_gated(self.model):
+            run = {"arguments": self._options(), "selection": self._selection}
+            (Path(output_dir or self.args.output_dir) / RUN_NAME).write_text(json.dumps(run), encoding="utf-8")
 
     def _repo_id(self, folder: Path) -> str:
         return str(self.hub_model_id or self.args.hub_model_id or folder.resolve().name)

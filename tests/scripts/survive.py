@@ -56,7 +56,7 @@ def run(folder: Path) -> None:
         image_size=8,
         hidden_dropout_prob=0.1,
     )
-    prune(prepare(*arguments, tiny))
+    prune(prepare(*arguments, tiny), arguments[1])
 
 
 class Life:
