@@ -119,14 +119,14 @@ def test_only_what_was_changed_is_reported_and_nothing_private(tmp_path):
         resume_from_checkpoint=str(tmp_path / "checkpoint-3"),
         run_name="a run",
         data_seed=0,
-        average_tokens_across_devices=False,
+        skip_memory_metrics=False,
         lr_scheduler_type="cosine",
     )
     changed = changed_arguments(args)
     assert changed["num_pruned_blocks"] == 1
     assert changed["learning_rate"] == 1e-2
     assert changed["data_seed"] == 0
-    assert changed["average_tokens_across_devices"] is False
+    assert changed["skip_memory_metrics"] is False
     assert changed["lr_scheduler_type"] == "cosine"
     assert "ramp_end" not in changed
     assert "warmup_steps" not in changed
