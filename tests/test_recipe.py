@@ -178,7 +178,6 @@ def test_epochs_of_a_stream_of_known_length_become_steps(tmp_path):
     given = options(dataset="digits", model_name_or_path=checkpoint, streaming=True, max_train_samples=40, max_steps=-1)
     trainer = prepare(*arguments("deit_tiny", *given, "--num_train_epochs", "2", folder=tmp_path / "out"), tiny=None)
     assert trainer.args.max_steps == 10
-    assert trainer.accelerator.dispatch_batches is False
 
 
 def test_the_same_command_goes_on_where_a_run_was_interrupted(tmp_path, capsys):
@@ -244,9 +243,9 @@ DRAWN_ALIKE = {
 }
 
 
-def smoke(name, processes, folder):
+def smoke(name, processes, folder, *given):
     file = RECIPES / "accelerate" / ("cpu.yaml" if processes == 1 else "multi_cpu.yaml")
-    command = ["accelerate", "launch", "--config_file", str(file), str(RECIPES / f"{name}.py"), "--smoke"]
+    command = ["accelerate", "launch", "--config_file", str(file), str(RECIPES / f"{name}.py"), "--smoke", *given]
     command += DRAWN_ALIKE.get(name, [])
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([*command, "--output_dir", str(folder)], check=True, capture_output=True, env=environment)
@@ -263,3 +262,17 @@ def test_one_and_two_processes_prune_alike(name, tmp_path):
         assert merged.config.plan["sites"] == report.plan["sites"]
     assert two.plan["sites"] == one.plan["sites"]
     assert two.metrics_after["loss"] == pytest.approx(one.metrics_after["loss"], rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "at_once"), [(91, 64), (97, 16)])
+def test_two_processes_count_each_held_out_image_of_a_stream_once(count, at_once, tmp_path):
+    given = ["--streaming", "true", "--max_eval_samples", str(count), "--per_device_eval_batch_size", str(at_once)]
+    given += ["--selector", "uniform", "--max_steps", "2"]
+    two = smoke("deit_tiny", 2, tmp_path / "two", *given)
+    alone = prepare(*arguments("deit_tiny", "--smoke", *given, folder=tmp_path / "one"), tiny=tiny_of("deit_tiny"))
+    expected = alone.predict(alone.eval_dataset)
+    assert len(expected.label_ids) == count
+    assert two.training["processes"] == 2
+    for name in ("accuracy", "top5_accuracy"):  # an image that counted twice would change the fraction
+        assert two.metrics_before[name] == pytest.approx(expected.metrics[f"test_{name}"], abs=1e-9)

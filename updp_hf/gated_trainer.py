@@ -7,7 +7,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
+from accelerate import Accelerator
 from accelerate.utils import broadcast
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
@@ -151,6 +153,16 @@ class GatedTrainer(Trainer):
         """Return what is decayed: matrices and kernels, and no vector whatever its name."""
         return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
 
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Return the loader of the images to train on; of a stream each process reads its own shards.
+
+        To evaluate, accelerate lets the main process read a stream and hand out slices, the last filled up evenly, so
+        that each image counts once.
+        """
+        is_stream = isinstance(self.train_dataset, datasets.IterableDataset)
+        with _read_by_each_process(self.accelerator) if is_stream else nullcontext():
+            return super().get_train_dataloader()
+
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """Return the loader of the images to evaluate on, all of them whatever `dataloader_drop_last` says."""
         with _nothing_dropped(self.args):
@@ -212,6 +224,19 @@ class GatedTrainer(Trainer):
     def _load_best_model(self) -> None:
         logger.info("Loading the best model, %s.", self.state.best_model_checkpoint)
         self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+
+
+@contextmanager
+def _read_by_each_process(accelerator: Accelerator) -> Iterator[None]:
+    """Let each process read its part of the streams whose loaders are made within, unless told how to read them."""
+    config = accelerator.dataloader_config
+    asked = config.dispatch_batches
+    if asked is None:
+        config.dispatch_batches = False
+    try:
+        yield
+    finally:
+        config.dispatch_batches = asked
 
 
 @contextmanager

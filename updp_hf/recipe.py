@@ -123,7 +123,6 @@ def prepare(
     model, processor = load_checkpoint(args.model_name_or_path, splits.labels, args.drop_path_rate)
     teacher = args.teacher_name_or_path and load_teacher(args.teacher_name_or_path, splits.labels, processor)
     if data.streaming:
-        args.accelerator_config.dispatch_batches = False  # each process reads its own shards
         set_steps(args, splits.num_train_images)
     train, held_out, tallies = images(splits, data, augmentation, args, processor)
     return UPDPTrainer(
