@@ -17,6 +17,8 @@ from transformers import (
 )
 
 from updp_hf import recipe
+from updp_hf.data import streams
+from updp_hf.data.reading import read_image
 from updp_hf.recipe import (
     RecipeArguments,
     load_checkpoint,
@@ -199,6 +201,27 @@ def test_the_same_command_goes_on_where_a_run_was_interrupted(tmp_path, capsys):
     assert_equal(weights(resumed.model), weights(straight.model))
     facts = [Report.load(folder).selection for folder in (tmp_path, tmp_path / "straight")]
     assert facts[0]["candidates"] == facts[1]["candidates"]
+
+
+def test_a_stream_goes_on_in_another_order_and_reads_nothing_again_to_skip_it(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(streams, "read_image", lambda value: read.append(value["bytes"]) or read_image(value))
+    given = ["--smoke", *options(streaming=True, save_strategy="steps", save_steps=1, global_batch_size=32)]
+
+    def trainer():
+        return prepare(*arguments("deit_tiny", *given, folder=tmp_path), tiny=tiny_of("deit_tiny"))
+
+    interrupted = trainer()
+    interrupted.add_callback(Interruption())
+    with pytest.raises(KeyboardInterrupt):
+        recipe.prune(interrupted)
+    before = read.copy()
+    read.clear()
+    resumed = trainer()
+    recipe.prune(resumed)
+    assert resumed.state.global_step == 4
+    assert 2 * 32 <= len(read) < 4 * 32  # two steps, and what was read ahead
+    assert read[:16] != before[:16]
 
 
 class Interruption(TrainerCallback):

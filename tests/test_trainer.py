@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F  # noqa: N812
 import transformers.trainer
+from accelerate.data_loader import DataLoaderDispatcher, DataLoaderShard
 from huggingface_hub import ModelCard
 from tiny_training import (
     STEPS,
@@ -208,6 +209,17 @@ def test_a_stream_of_datasets_is_calibrated_and_trained_on(tmp_path, selector):
     assert torch.equal(images, RandomImages().images[:16])
     assert run.state.global_step == STEPS
     assert all(float(gate.lam) == 1.0 for _, gate in gates(run.model))
+
+
+def test_a_stream_is_trained_on_by_shards_and_evaluated_as_accelerate_does(tmp_path):
+    stream = datasets.IterableDataset.from_generator(lambda: iter(RandomImages()))
+    run = trainer(tmp_path, train_dataset=stream, eval_dataset=stream)
+    for _ in range(2):
+        assert isinstance(run.get_train_dataloader(), DataLoaderShard)
+        assert isinstance(run.get_eval_dataloader(), DataLoaderDispatcher)
+        assert isinstance(run.get_test_dataloader(stream), DataLoaderDispatcher)
+    run.accelerator.dataloader_config.dispatch_batches = True  # as if asked for
+    assert isinstance(run.get_train_dataloader(), DataLoaderDispatcher)
 
 
 def test_a_stream_trains_a_model_that_was_calibrated_by_hand(tmp_path):

@@ -10,9 +10,11 @@ from typing import Any
 import datasets
 import torch
 from accelerate import PartialState
-from transformers import PreTrainedConfig, set_seed
+from transformers import PreTrainedConfig, TrainerState, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 
 from updp_hf.arguments import parse_arguments
+from updp_hf.checkpoints import last_checkpoint
 from updp_hf.data.augmentation import AugmentationArguments, Mix, eval_transform, train_transform
 from updp_hf.data.callbacks import BrokenImagesCallback
 from updp_hf.data.images import ImageDataset
@@ -22,6 +24,7 @@ from updp_hf.losses import label_loss
 from updp_hf.metrics import compute_accuracy
 from updp_hf.pretrained import load_checkpoint, load_teacher, save_tiny
 from updp_hf.report import Report, numbers, side_by_side, speed_ups
+from updp_hf.scoring import agreed
 from updp_hf.trainer import UPDPTrainer
 from updp_hf.training_args import UPDPTrainingArguments
 
@@ -114,8 +117,10 @@ def prepare(
         OSError: something cannot be reached.
     """
     set_seed(args.seed)
+    args.ignore_data_skip |= data.streaming  # instead a stream goes on in another order
+    first_step = agreed(lambda: step_to_go_on_from(args), PartialState()) if data.streaming else 0
     with PartialState().main_process_first():
-        splits = load_splits(data, args.seed)
+        splits = load_splits(data, args.seed, first_step=first_step)
         if args.smoke:
             PartialState().print("A smoke run: the weights are random, so its figures say no more than that it works.")
             args.model_name_or_path = save_tiny(tiny, Path(args.output_dir) / "tiny", splits.labels)
@@ -163,12 +168,13 @@ def images(
     tallies: list[Any] = []
     for split, is_training in ((splits.train, True), (splits.held_out, False)):
         transform = augmented if is_training else plain
-        options: dict[str, Any] = {**columns, "carry_seeds": is_training and augmentation.mixes}
+        options: dict[str, Any] = {**columns, "plain_transform": plain}
+        options |= {"carry_seeds": is_training and augmentation.mixes}
         if isinstance(split, datasets.IterableDataset):
             tallies.append(Tally())
             found.append(image_stream(split, transform, tallies[-1], **options))
         else:
-            options |= {"seed": args.seed, "replace_broken": is_training, "plain_transform": plain}
+            options |= {"seed": args.seed, "replace_broken": is_training}
             found.append(ImageDataset(split, transform, **options))
             tallies.append(found[-1])
     return found[0], found[1], tallies
@@ -186,6 +192,12 @@ def set_steps(args: RecipeArguments, count: int | None) -> None:
         raise ValueError("The stream does not tell how many images it has: say with `--max_steps` how long to train.")
     batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     args.max_steps = math.ceil(count * args.num_train_epochs / batch_size)
+
+
+def step_to_go_on_from(args: RecipeArguments) -> int:
+    """Return the step of the checkpoint that training goes on from, 0 if there is none."""
+    checkpoint = args.resume_from_checkpoint or last_checkpoint(args.output_dir)
+    return TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME)).global_step if checkpoint else 0
 
 
 def summary(report: Report) -> str:
