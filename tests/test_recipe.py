@@ -288,6 +288,14 @@ def test_one_and_two_processes_prune_alike(name, tmp_path):
 
 
 @pytest.mark.slow
+def test_two_processes_train_on_parts_of_a_stream_that_end_at_different_steps(tmp_path):
+    given = ["--streaming", "true", "--max_train_samples", "97", "--global_batch_size", "64", "--selector", "uniform"]
+    report = smoke("deit_tiny", 2, tmp_path, *given, "--calibration_size", "16", "--max_steps", "12")
+    # 49 and 48 images in batches of 16, two of which make a step.
+    assert (report.training["processes"], report.training["steps"]) == (2, 12)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "at_once"), [(91, 64), (97, 16)])
 def test_two_processes_count_each_held_out_image_of_a_stream_once(count, at_once, tmp_path):
     given = ["--streaming", "true", "--max_eval_samples", str(count), "--per_device_eval_batch_size", str(at_once)]

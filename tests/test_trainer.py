@@ -222,6 +222,15 @@ def test_a_stream_is_trained_on_by_shards_and_evaluated_as_accelerate_does(tmp_p
     assert isinstance(run.get_train_dataloader(), DataLoaderDispatcher)
 
 
+def test_only_whole_steps_are_taken_from_a_stream(tmp_path):
+    stream = datasets.IterableDataset.from_generator(lambda: iter(RandomImages()))
+    batches = [{"pixel_values": torch.zeros(1), "labels": torch.zeros(1)} for _ in range(5)]
+    for dataset, left in ((stream, []), (RandomImages(), batches[4:])):
+        run, epoch = trainer(tmp_path, train_dataset=dataset), iter(batches)
+        found = [run.get_batch_samples(epoch, 2, torch.device("cpu"))[0] for _ in range(4)]
+        assert [len(group) for group in found] == [2, 2, len(left), 0]
+
+
 def test_a_stream_trains_a_model_that_was_calibrated_by_hand(tmp_path):
     model = vit()
     gate_(model, Plan(find_sites(model).sites[-2:]))

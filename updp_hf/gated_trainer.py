@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -159,9 +160,25 @@ class GatedTrainer(Trainer):
         To evaluate, accelerate lets the main process read a stream and hand out slices, the last filled up evenly, so
         that each image counts once.
         """
-        is_stream = isinstance(self.train_dataset, datasets.IterableDataset)
-        with _read_by_each_process(self.accelerator) if is_stream else nullcontext():
+        with _read_by_each_process(self.accelerator) if self._trains_on_stream() else nullcontext():
             return super().get_train_dataloader()
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """Return the batches of one step; of a stream all of them or none.
+
+        The Trainer would not step after fewer, and processes whose parts of a stream end one batch apart would wait
+        for each other.
+        """
+        if self._trains_on_stream():
+            batches = list(islice(epoch_iterator, num_batches))
+            epoch_iterator = iter(batches if len(batches) == num_batches else ())
+        found: tuple[list[Any], Tensor | int | None] = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return found
+
+    def _trains_on_stream(self) -> bool:
+        return isinstance(self.train_dataset, datasets.IterableDataset)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """Return the loader of the images to evaluate on, all of them whatever `dataloader_drop_last` says."""
