@@ -17,7 +17,9 @@ from transformers import (
 )
 
 from updp_hf import recipe
+from updp_hf.data import streams
 from updp_hf.data.augmentation import AugmentationArguments
+from updp_hf.data.reading import read_image
 from updp_hf.recipe import (
     RecipeArguments,
     load_checkpoint,
@@ -206,7 +208,6 @@ def test_epochs_of_a_stream_of_known_length_become_steps(tmp_path):
     given = options(dataset="digits", model_name_or_path=checkpoint, streaming=True, max_train_samples=40, max_steps=-1)
     trainer = prepare(*arguments("deit_tiny", *given, "--num_train_epochs", "2", folder=tmp_path / "out"), tiny=None)
     assert trainer.args.max_steps == 10
-    assert trainer.accelerator.dispatch_batches is False
 
 
 def test_the_same_command_goes_on_where_a_run_was_interrupted(tmp_path, capsys):
@@ -228,6 +229,27 @@ def test_the_same_command_goes_on_where_a_run_was_interrupted(tmp_path, capsys):
     assert_equal(weights(resumed.model), weights(straight.model))
     facts = [Report.load(folder).selection for folder in (tmp_path, tmp_path / "straight")]
     assert facts[0]["candidates"] == facts[1]["candidates"]
+
+
+def test_a_stream_goes_on_in_another_order_and_reads_nothing_again_to_skip_it(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(streams, "read_image", lambda value: read.append(value["bytes"]) or read_image(value))
+    given = ["--smoke", *options(streaming=True, save_strategy="steps", save_steps=1, global_batch_size=32)]
+
+    def trainer():
+        return prepare(*arguments("deit_tiny", *given, folder=tmp_path), tiny=tiny_of("deit_tiny"))
+
+    interrupted = trainer()
+    interrupted.add_callback(Interruption())
+    with pytest.raises(KeyboardInterrupt):
+        recipe.prune(interrupted)
+    before = read.copy()
+    read.clear()
+    resumed = trainer()
+    recipe.prune(resumed)
+    assert resumed.state.global_step == 4
+    assert 2 * 32 <= len(read) < 4 * 32  # two steps, and what was read ahead
+    assert read[:16] != before[:16]
 
 
 class Interruption(TrainerCallback):
@@ -306,9 +328,9 @@ DRAWN_ALIKE = {
 }
 
 
-def smoke(name, processes, folder):
+def smoke(name, processes, folder, *given):
     file = RECIPES / "accelerate" / ("cpu.yaml" if processes == 1 else "multi_cpu.yaml")
-    command = ["accelerate", "launch", "--config_file", str(file), str(RECIPES / f"{name}.py"), "--smoke"]
+    command = ["accelerate", "launch", "--config_file", str(file), str(RECIPES / f"{name}.py"), "--smoke", *given]
     command += DRAWN_ALIKE.get(name, [])
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([*command, "--output_dir", str(folder)], check=True, capture_output=True, env=environment)
@@ -325,3 +347,25 @@ def test_one_and_two_processes_prune_alike(name, tmp_path):
         assert merged.config.plan["sites"] == report.plan["sites"]
     assert two.plan["sites"] == one.plan["sites"]
     assert two.metrics_after["loss"] == pytest.approx(one.metrics_after["loss"], rel=0.01)
+
+
+@pytest.mark.slow
+def test_two_processes_train_on_parts_of_a_stream_that_end_at_different_steps(tmp_path):
+    given = ["--streaming", "true", "--max_train_samples", "97", "--global_batch_size", "64", "--selector", "uniform"]
+    report = smoke("deit_tiny", 2, tmp_path, *given, "--calibration_size", "16", "--max_steps", "12")
+    # 49 and 48 images in batches of 16, two of which make a step.
+    assert (report.training["processes"], report.training["steps"]) == (2, 12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "at_once"), [(91, 64), (97, 16)])
+def test_two_processes_count_each_held_out_image_of_a_stream_once(count, at_once, tmp_path):
+    given = ["--streaming", "true", "--max_eval_samples", str(count), "--per_device_eval_batch_size", str(at_once)]
+    given += ["--selector", "uniform", "--max_steps", "2"]
+    two = smoke("deit_tiny", 2, tmp_path / "two", *given)
+    alone = prepare(*arguments("deit_tiny", "--smoke", *given, folder=tmp_path / "one"), tiny=tiny_of("deit_tiny"))
+    expected = alone.predict(alone.eval_dataset)
+    assert len(expected.label_ids) == count
+    assert two.training["processes"] == 2
+    for name in ("accuracy", "top5_accuracy"):  # an image that counted twice would change the fraction
+        assert two.metrics_before[name] == pytest.approx(expected.metrics[f"test_{name}"], abs=1e-9)

@@ -8,6 +8,7 @@ from tiny_training import RandomImages
 from torch.utils.data import IterableDataset
 
 from updp_hf.data.images import SEED, ImageDataset
+from updp_hf.data.streams import Tally, image_stream
 from updp_hf.samples import sample_and_rest
 
 ZERO = torch.zeros(2)
@@ -15,6 +16,12 @@ ZERO = torch.zeros(2)
 
 def indexed(count=20):
     return [{"index": index} for index in range(count)]
+
+
+def coloured(count=20):
+    images = [PIL.Image.new("RGB", (4, 4), (index, 0, 0)) for index in range(count)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    return datasets.Dataset.from_dict({"image": images, "label": list(range(count))}, features=features)
 
 
 def indices(part):
@@ -82,10 +89,8 @@ def test_no_item_is_read_by_sampling():
 
 
 def test_the_sample_of_an_image_set_is_plain_and_the_rest_learns_the_epoch():
-    images = [PIL.Image.new("RGB", (4, 4), (index, 0, 0)) for index in range(20)]
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
-    rows = datasets.Dataset.from_dict({"image": images, "label": list(range(20))}, features=features)
-    dataset = ImageDataset(rows, lambda image: torch.rand(2), carry_seeds=True, plain_transform=lambda image: ZERO)
+    options = {"carry_seeds": True, "plain_transform": lambda image: ZERO}
+    dataset = ImageDataset(coloured(), lambda image: torch.rand(2), **options)
     sample, rest = sample_and_rest(dataset, 8, seed=3)
     expected = sample_and_rest(indexed(), 8, seed=3)
     assert [item["labels"] for item in sample] == indices(expected[0])
@@ -99,14 +104,33 @@ def test_the_sample_of_an_image_set_is_plain_and_the_rest_learns_the_epoch():
 
 @pytest.mark.parametrize("features", [None, datasets.Features({"index": datasets.Value("int64")})])
 @pytest.mark.parametrize("mixed", [True, False])
-def test_the_sample_of_a_stream_is_its_beginning_and_the_rest_what_follows(features, mixed):
+def test_the_sample_of_a_stream_is_its_beginning_and_the_rest_all_of_it(features, mixed):
     stream = datasets.IterableDataset.from_generator(lambda: iter(indexed()), features=features)
     if mixed:
         stream = stream.map(lambda row: {**row, SEED: 7})
     sample, rest = sample_and_rest(stream, 8, seed=3)
     assert list(sample) == indexed()[:8]
-    assert [row["index"] for row in rest] == list(range(8, 20))
+    assert [row["index"] for row in rest] == list(range(20))
     assert all((SEED in row) == mixed for row in rest)
+
+
+def test_the_sample_of_an_image_stream_is_plain():
+    rows = coloured().to_iterable_dataset(4).shuffle(seed=1, buffer_size=5)
+    options = {"carry_seeds": True, "plain_transform": lambda image: ZERO}
+    stream = image_stream(rows, lambda image: torch.rand(2), Tally(), **options)
+    sample, rest = sample_and_rest(stream, 8, seed=3)
+    found = list(sample)
+    assert [item["labels"] for item in found] == [item["labels"] for item in rest][:8] != list(range(8))
+    assert all(item.keys() == {"pixel_values", "labels"} and torch.equal(item["pixel_values"], ZERO) for item in found)
+    assert all(SEED in item for item in rest)
+    rest.set_epoch(1)
+    assert [item["labels"] for item in sample] == [item["labels"] for item in found]
+
+
+@pytest.mark.parametrize("count", [1, 6, 20])
+def test_processes_and_workers_share_all_that_is_left_of_a_sampled_stream(count):
+    _, rest = sample_and_rest(datasets.Dataset.from_list(indexed()).to_iterable_dataset(4), count, seed=3)
+    assert sorted(row["index"] for rank in range(2) for row in rest.shard(2, rank)) == list(range(20))
 
 
 class Stream(IterableDataset):

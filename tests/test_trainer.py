@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F  # noqa: N812
 import transformers.trainer
+from accelerate.data_loader import DataLoaderDispatcher, DataLoaderShard
 from huggingface_hub import ModelCard
 from tiny_training import (
     STEPS,
@@ -210,6 +211,26 @@ def test_a_stream_of_datasets_is_calibrated_and_trained_on(tmp_path, selector):
     assert torch.equal(images, RandomImages().images[:16])
     assert run.state.global_step == STEPS
     assert all(float(gate.lam) == 1.0 for _, gate in gates(run.model))
+
+
+def test_a_stream_is_trained_on_by_shards_and_evaluated_as_accelerate_does(tmp_path):
+    stream = datasets.IterableDataset.from_generator(lambda: iter(RandomImages()))
+    run = trainer(tmp_path, train_dataset=stream, eval_dataset=stream)
+    for _ in range(2):
+        assert isinstance(run.get_train_dataloader(), DataLoaderShard)
+        assert isinstance(run.get_eval_dataloader(), DataLoaderDispatcher)
+        assert isinstance(run.get_test_dataloader(stream), DataLoaderDispatcher)
+    run.accelerator.dataloader_config.dispatch_batches = True  # as if asked for
+    assert isinstance(run.get_train_dataloader(), DataLoaderDispatcher)
+
+
+def test_only_whole_steps_are_taken_from_a_stream(tmp_path):
+    stream = datasets.IterableDataset.from_generator(lambda: iter(RandomImages()))
+    batches = [{"pixel_values": torch.zeros(1), "labels": torch.zeros(1)} for _ in range(5)]
+    for dataset, left in ((stream, []), (RandomImages(), batches[4:])):
+        run, epoch = trainer(tmp_path, train_dataset=dataset), iter(batches)
+        found = [run.get_batch_samples(epoch, 2, torch.device("cpu"))[0] for _ in range(4)]
+        assert [len(group) for group in found] == [2, 2, len(left), 0]
 
 
 def test_a_stream_trains_a_model_that_was_calibrated_by_hand(tmp_path):

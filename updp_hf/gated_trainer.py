@@ -3,10 +3,13 @@
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
+from accelerate import Accelerator
 from accelerate.utils import broadcast
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
@@ -163,6 +166,32 @@ class GatedTrainer(Trainer):
         """Return what is decayed: matrices and kernels, and no vector whatever its name."""
         return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
 
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Return the loader of the images to train on; of a stream each process reads its own shards.
+
+        To evaluate, accelerate lets the main process read a stream and hand out slices, the last filled up evenly, so
+        that each image counts once.
+        """
+        with _read_by_each_process(self.accelerator) if self._trains_on_stream() else nullcontext():
+            return super().get_train_dataloader()
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """Return the batches of one step; of a stream all of them or none.
+
+        The Trainer would not step after fewer, and processes whose parts of a stream end one batch apart would wait
+        for each other.
+        """
+        if self._trains_on_stream():
+            batches = list(islice(epoch_iterator, num_batches))
+            epoch_iterator = iter(batches if len(batches) == num_batches else ())
+        found: tuple[list[Any], Tensor | int | None] = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return found
+
+    def _trains_on_stream(self) -> bool:
+        return isinstance(self.train_dataset, datasets.IterableDataset)
+
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """Return the loader of the images to evaluate on, all of them whatever `dataloader_drop_last` says."""
         with _nothing_dropped(self.args):
@@ -224,6 +253,19 @@ class GatedTrainer(Trainer):
     def _load_best_model(self) -> None:
         logger.info("Loading the best model, %s.", self.state.best_model_checkpoint)
         self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+
+
+@contextmanager
+def _read_by_each_process(accelerator: Accelerator) -> Iterator[None]:
+    """Let each process read its part of the streams whose loaders are made within, unless told how to read them."""
+    config = accelerator.dataloader_config
+    asked = config.dispatch_batches
+    if asked is None:
+        config.dispatch_batches = False
+    try:
+        yield
+    finally:
+        config.dispatch_batches = asked
 
 
 @contextmanager

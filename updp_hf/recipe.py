@@ -12,10 +12,12 @@ from typing import Any
 import datasets
 import torch
 from accelerate import PartialState
-from transformers import PreTrainedConfig, set_seed
+from transformers import PreTrainedConfig, TrainerState, set_seed
 from transformers.hf_argparser import string_to_bool
+from transformers.trainer import TRAINER_STATE_NAME
 
 from updp_hf.arguments import Layer, parse_arguments
+from updp_hf.checkpoints import last_checkpoint
 from updp_hf.data.augmentation import AugmentationArguments, Mix, eval_transform, train_transform
 from updp_hf.data.callbacks import BrokenImagesCallback
 from updp_hf.data.images import ImageDataset
@@ -67,6 +69,8 @@ class RecipeArguments(UPDPTrainingArguments):
         if self.use_cpu:
             self.bf16 = self.dataloader_pin_memory = False  # what the recipes say of GPUs
         super().__post_init__()
+        if str(self.resume_from_checkpoint).lower() == "true":  # which a recipe does by itself
+            self.resume_from_checkpoint: str | None = None
         if self.global_batch_size is None:
             return
         at_once = self.per_device_train_batch_size * self.world_size
@@ -136,9 +140,11 @@ def prepare(
         OSError: something cannot be reached.
     """
     set_seed(args.seed)
+    args.ignore_data_skip |= data.streaming  # instead a stream goes on in another order
+    first_step = agreed(lambda: step_to_go_on_from(args), PartialState()) if data.streaming else 0
     # On the main process first, which downloads; the others are told if it cannot.
     agreed(lambda: bool(load_splits(data, args.seed)), PartialState())
-    splits = load_splits(data, args.seed)
+    splits = load_splits(data, args.seed, first_step=first_step)
     with PartialState().main_process_first():
         if args.smoke:
             PartialState().print("A smoke run: the weights are random, so its figures say no more than that it works.")
@@ -150,7 +156,6 @@ def prepare(
     teacher = args.teacher_name_or_path and load_teacher(args.teacher_name_or_path, splits.labels, processor)
     refuse_too_few(args, splits.train)
     if data.streaming:
-        args.accelerator_config.dispatch_batches = False  # each process reads its own shards
         set_steps(args, splits.num_train_images)
     train, held_out, tallies = images(splits, data, augmentation, args, processor)
     return UPDPTrainer(
@@ -175,8 +180,7 @@ def prune(trainer: UPDPTrainer, augmentation: AugmentationArguments) -> None:
     args, say = trainer.args, PartialState().print  # on the main process only
     is_begun = trainer.is_begun()
     say(f"{'Going on with' if is_begun else 'Pruning'} {args.model_name_or_path}, to be saved in {args.output_dir}.")
-    asked = args.resume_from_checkpoint
-    trainer.train(resume_from_checkpoint=is_begun if asked is None or asked.lower() == "true" else asked)
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or is_begun)
     say(f"Pruned: {', '.join(trainer.plan.blocks)}.")
     trainer.save_model()
     if args.process_index == 0:
@@ -201,12 +205,12 @@ def images(
     tallies: list[Any] = []
     for split, is_training in ((splits.train, True), (splits.held_out, False)):
         transform = augmented if is_training else plain
-        options: dict[str, Any] = {**columns, "carry_seeds": is_training}
+        options: dict[str, Any] = {**columns, "plain_transform": plain, "carry_seeds": is_training}
         if isinstance(split, datasets.IterableDataset):
             tallies.append(Tally())
             found.append(image_stream(split, transform, tallies[-1], **options))
         else:
-            options |= {"seed": args.seed, "replace_broken": is_training, "plain_transform": plain}
+            options |= {"seed": args.seed, "replace_broken": is_training}
             found.append(ImageDataset(split, transform, **options))
             tallies.append(found[-1])
     return found[0], found[1], tallies
@@ -238,6 +242,12 @@ def set_steps(args: RecipeArguments, count: int | None) -> None:
         raise ValueError("The stream does not tell how many images it has: say with `--max_steps` how long to train.")
     batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     args.max_steps = math.ceil(count * args.num_train_epochs / batch_size)
+
+
+def step_to_go_on_from(args: RecipeArguments) -> int:
+    """Return the step of the checkpoint that training goes on from, 0 if there is none."""
+    checkpoint = args.resume_from_checkpoint or last_checkpoint(args.output_dir)
+    return TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME)).global_step if checkpoint else 0
 
 
 def summary(report: Report) -> str:

@@ -1,4 +1,4 @@
-"""Parts of a training set."""
+"""Parts of a training set: a few images to calibrate with, and the others."""
 
 from typing import Any
 
@@ -14,16 +14,19 @@ __all__ = ["sample_and_rest"]
 def sample_and_rest(dataset: Any, count: int, seed: int) -> tuple[Any, Any]:
     """Return the first `count` items of a shuffle of `dataset`, fixed by `seed`, and all others.
 
-    Of an `ImageDataset` the sample is plain: not augmented if it knows how, and not mixed. Of a stream of `datasets`
-    the sample is its beginning, unmixed, and the rest is what follows. What follows keeps the order of its shards; if
-    it is shuffled through a buffer, its later epochs begin otherwise and may show some images of the sample.
+    Of an `ImageDataset` and of an `image_stream` the sample is plain: not augmented if they know how, and not mixed.
+
+    Of a stream of `datasets` the sample is its beginning, and the rest is the whole stream: processes and workers
+    divide it by shards, so none could tell which images are left. What is trained on the rest is thus trained on the
+    sample too, which matters for small sets only.
 
     Raises:
         ValueError: there is no dataset, or it is a stream of another kind.
     """
     if isinstance(dataset, datasets.IterableDataset):
-        names = [name for name in (SEED,) if name in (dataset.column_names or [name])]
-        return dataset.take(count).remove_columns(names), dataset.skip(count)
+        plain = getattr(dataset, "plain", dataset)
+        names = [name for name in (SEED,) if name in (plain.column_names or [name])]
+        return plain.take(count).remove_columns(names), dataset
     if dataset is None or isinstance(dataset, IterableDataset):
         raise ValueError(
             f"`train_dataset` is {type(dataset).__name__}, but calibration reads some images beforehand: pass a "

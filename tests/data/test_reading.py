@@ -16,6 +16,7 @@ def read(content):
 
 
 RGB = PIL.Image.fromarray(pixels(0, 12, 20, 3))
+KNOWS_AVIF = ".avif" in PIL.Image.registered_extensions()  # from version 11.3 of Pillow
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "1", "P"])
@@ -95,6 +96,26 @@ def test_what_cannot_be_read_is_broken(content):
         read(content)
 
 
+def damaged(form, where, content):
+    found = bytearray(encoded(RGB, form))
+    found[where : where + len(content)] = content
+    return bytes(found)
+
+
+@pytest.mark.skipif(not KNOWS_AVIF, reason="this Pillow knows no AVIF")
+def test_an_avif_that_cannot_be_decoded_is_broken():
+    compressed = encoded(RGB, "AVIF").index(b"mdat") + 4
+    with pytest.raises(BrokenImageError, match="Failed to decode") as caught:
+        read(damaged("AVIF", compressed, b"\xff" * 16))
+    assert type(caught.value.__cause__) is RuntimeError
+
+
+def test_a_kind_of_dds_that_pil_does_not_know_is_broken():
+    with pytest.raises(BrokenImageError, match="Unimplemented pixel format") as caught:
+        read(damaged("DDS", 80, b"\4\0\0\0none"))
+    assert type(caught.value.__cause__) is NotImplementedError
+
+
 @pytest.mark.parametrize("value", [None, {"bytes": None, "path": None}, {"bytes": None, "path": "/nowhere/x.png"}])
 def test_what_is_not_there_is_broken(value):
     with pytest.raises(BrokenImageError, match="cannot be read"):
@@ -103,7 +124,7 @@ def test_what_is_not_there_is_broken(value):
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # PIL warns of odd metadata
 def test_bytes_damaged_anywhere_are_an_image_or_broken_and_nothing_else():
-    for form in ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP"):
+    for form in ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", *(["AVIF"] if KNOWS_AVIF else [])):
         content = bytearray(encoded(RGB, form))
         draws = np.random.default_rng(0)
         for _ in range(60):

@@ -61,6 +61,16 @@ def test_a_folder_of_images_is_streamed(picture_folder):
     assert sorted(paths[1]) == sorted(paths[2]) != paths[0]
 
 
+def test_a_stream_goes_on_in_another_order(picture_folder):
+    args = DataArguments(data_dir=str(picture_folder), streaming=True)
+    begun, resumed, again = (load_splits(args, 0, first_step=step) for step in (0, 3, 3))
+    orders = [[row["label"] for row in splits.train.select_columns("label")] for splits in (begun, resumed, again)]
+    assert orders[0] != orders[1] == orders[2]
+    assert sorted(orders[0]) == sorted(orders[1])
+    held_out = [[row["label"] for row in splits.held_out.select_columns("label")] for splits in (begun, resumed)]
+    assert held_out[0] == held_out[1]
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_saved_dataset_is_loaded(tmp_path, streaming):
     folder = saved(tmp_path / "saved", train=a_set([0, 1, 2], named()), test=a_set([1], named()))

@@ -46,6 +46,17 @@ def test_columns_of_other_names_may_be_those_of_the_items(pictures, intact):
     assert rows(found) == rows(intact)
 
 
+def test_a_stream_knows_its_images_without_augmentation_and_seeds(pictures, intact):
+    tally = Tally()
+    rows_of = pictures["train"].to_iterable_dataset()
+    stream = image_stream(rows_of, lambda image: torch.rand(2), tally, carry_seeds=True, plain_transform=to_tensor)
+    found = list(stream.plain)
+    assert all(item.keys() == {"pixel_values", "labels"} for item in found)
+    assert rows(found) == rows(intact)
+    assert (tally.read, tally.broken) == (WHOLE + BROKEN, BROKEN)
+    assert rows(stream_of(pictures["train"]).plain) == rows(intact)
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_share_a_stream_and_its_tally(pictures, intact, workers):
     tally = Tally()

@@ -20,6 +20,7 @@ _UNREADABLE = (
     IndexError,
     KeyError,
     OverflowError,
+    RuntimeError,  # that of AVIF; NotImplementedError, a kind of it, is that of rare kinds of DDS
     struct.error,
     zlib.error,
     PIL.Image.DecompressionBombError,

@@ -93,11 +93,16 @@ class Splits(NamedTuple):
     """None if the source of a stream does not tell; then what `max_train_samples` says, if anything."""
 
 
-def load_splits(args: DataArguments, seed: int) -> Splits:
+def load_splits(args: DataArguments, seed: int, *, first_step: int = 0) -> Splits:
     """Load the images that `args` name.
 
-    Columns keep their names. A stream is shuffled by `seed`, otherwise in each epoch, and not divided among
-    processes: accelerate does that.
+    Columns keep their names. A stream is shuffled by `seed + first_step`, otherwise in each epoch, and not divided
+    among processes: accelerate does that.
+
+    Args:
+        args: which images.
+        seed: of everything that is drawn.
+        first_step: the step that training goes on from: it is not to begin with the same images of a stream again.
 
     Raises:
         ValueError: there are no such images, splits or columns, or the labels are no classes.
@@ -115,7 +120,7 @@ def load_splits(args: DataArguments, seed: int) -> Splits:
     count = _length_told(train)
     train = _at_most(train, args.max_train_samples, seed)
     if isinstance(train, datasets.IterableDataset):
-        train = train.shuffle(seed=seed, buffer_size=_BUFFER)
+        train = train.shuffle(seed=seed + first_step, buffer_size=_BUFFER)
     if args.max_train_samples is not None:
         count = args.max_train_samples if count is None else min(count, args.max_train_samples)
     return Splits(train, _at_most(held_out, args.max_eval_samples, seed), labels, count)

@@ -50,11 +50,17 @@ def image_stream(
     image_column: str = "image",
     label_column: str = "label",
     carry_seeds: bool = False,
+    plain_transform: Transform | None = None,
 ) -> datasets.IterableDataset:
     """Return a stream of `{"pixel_values": Tensor, "labels": int}`, without the images that are broken.
 
+    Its attribute `plain` is a stream of the same images in the order of the first epoch, not to be mixed and with
+    `plain_transform`; streams derived from it (`shuffle`, `map`...) do not have it.
+
     A stream has no indices, so augmentation draws from the global generators of whichever process reads: another
-    number of workers, or a resumed run, draws otherwise, unlike `ImageDataset`.
+    number of workers draws otherwise, unlike `ImageDataset`. Nor has it a place to go on from: what comes before would
+    have to be read again. A recipe that is resumed goes on with the stream in another order, hence with other images,
+    and does not end with the same weights to the bit; a supernet that is resumed begins the stream again.
 
     Args:
         dataset: has a column of images and one of class numbers.
@@ -63,14 +69,18 @@ def image_stream(
         image_column: name of the column of images.
         label_column: name of the column of class numbers.
         carry_seeds: whether an item says under "seed" how to mix it: see `updp_hf.data.augmentation.Mix`.
+        plain_transform: that of `plain`, by default `transform`.
     """
-    columns = dataset.select_columns([image_column, label_column])
-    return columns.cast_column(image_column, datasets.Image(decode=False)).map(
-        _reader(transform, tally, image_column, label_column, carry_seeds),
-        batched=True,
-        batch_size=_BATCH,
-        remove_columns=[image_column, label_column],
-    )
+    names = [image_column, label_column]
+    columns = dataset.select_columns(names).cast_column(image_column, datasets.Image(decode=False))
+
+    def read_with(transform: Transform, carry_seeds: bool) -> datasets.IterableDataset:
+        reader = _reader(transform, tally, image_column, label_column, carry_seeds)
+        return columns.map(reader, batched=True, batch_size=_BATCH, remove_columns=names)
+
+    stream = read_with(transform, carry_seeds)
+    stream.plain = read_with(plain_transform or transform, False)
+    return stream
 
 
 def _reader(
