@@ -242,11 +242,11 @@ def test_a_stream_goes_on_in_another_order_and_reads_nothing_again_to_skip_it(tm
     interrupted = trainer()
     interrupted.add_callback(Interruption())
     with pytest.raises(KeyboardInterrupt):
-        recipe.prune(interrupted)
+        recipe.prune(interrupted, AugmentationArguments())
     before = read.copy()
     read.clear()
     resumed = trainer()
-    recipe.prune(resumed)
+    recipe.prune(resumed, AugmentationArguments())
     assert resumed.state.global_step == 4
     assert 2 * 32 <= len(read) < 4 * 32  # two steps, and what was read ahead
     assert read[:16] != before[:16]
