@@ -26,7 +26,7 @@ SHELL = (
     ),
     *("origin", "export", "processors", "timm_models", "run_log", "sites_table"),
     *("selection", "selectors", "scoring", "samples", "pareto", "plots", "data", "recipe", "pretrained"),
-    *("checkpoints", "averaging", "losses", "arguments"),
+    *("checkpoints", "averaging", "losses", "loaders", "arguments"),
 )
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import datasets
 import torch
-from accelerate import Accelerator
 from accelerate.utils import broadcast
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
@@ -26,6 +25,7 @@ from updp_hf.core.gate import is_gated
 from updp_hf.core.modes import open_gates
 from updp_hf.data.callbacks import EpochCallback
 from updp_hf.inputs import example_inputs_of
+from updp_hf.loaders import nothing_dropped, read_by_each_process
 from updp_hf.losses import distillation_losses
 from updp_hf.training_args import UPDPTrainingArguments
 
@@ -65,15 +65,15 @@ class GatedTrainer(Trainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Train: see `Trainer.train`. All processes end with the same weights, averaged ones if asked for."""
-        checkpoint = last_checkpoint(str(self.args.output_dir)) if resume_from_checkpoint is True else None
-        checkpoint = checkpoint or (resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None)
-        if resume_from_checkpoint and checkpoint is None:
-            raise ValueError(f"There is no checkpoint in {self.args.output_dir} to resume from: start without.")
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_checkpoint(str(self.args.output_dir))
+            if resume_from_checkpoint is None:
+                raise ValueError(f"There is no checkpoint in {self.args.output_dir} to resume from: start without.")
         if self.args.ema_decay is not None:
             self._average = WeightAverage(self.model, self.args.ema_decay)
             self.add_callback(self._average)
         try:
-            output = self._train(checkpoint, **kwargs)
+            output = self._train(resume_from_checkpoint or None, **kwargs)
             if self._average is not None:
                 self._average.install_()
         finally:
@@ -172,7 +172,7 @@ class GatedTrainer(Trainer):
         To evaluate, accelerate lets the main process read a stream and hand out slices, the last filled up evenly, so
         that each image counts once.
         """
-        with _read_by_each_process(self.accelerator) if self._trains_on_stream() else nullcontext():
+        with read_by_each_process(self.accelerator) if self._trains_on_stream() else nullcontext():
             return super().get_train_dataloader()
 
     def get_batch_samples(
@@ -194,12 +194,12 @@ class GatedTrainer(Trainer):
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """Return the loader of the images to evaluate on, all of them whatever `dataloader_drop_last` says."""
-        with _nothing_dropped(self.args):
+        with nothing_dropped(self.args):
             return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
         """Return the loader of the images to predict, all of them whatever `dataloader_drop_last` says."""
-        with _nothing_dropped(self.args):
+        with nothing_dropped(self.args):
             return super().get_test_dataloader(test_dataset)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
@@ -253,30 +253,6 @@ class GatedTrainer(Trainer):
     def _load_best_model(self) -> None:
         logger.info("Loading the best model, %s.", self.state.best_model_checkpoint)
         self._load_from_checkpoint(str(self.state.best_model_checkpoint))
-
-
-@contextmanager
-def _read_by_each_process(accelerator: Accelerator) -> Iterator[None]:
-    """Let each process read its part of the streams whose loaders are made within, unless told how to read them."""
-    config = accelerator.dataloader_config
-    asked = config.dispatch_batches
-    if asked is None:
-        config.dispatch_batches = False
-    try:
-        yield
-    finally:
-        config.dispatch_batches = asked
-
-
-@contextmanager
-def _nothing_dropped(args: UPDPTrainingArguments) -> Iterator[None]:
-    """Let loaders that are made within keep the last batch: the Trainer drops that of an evaluation, too."""
-    asked = args.dataloader_drop_last
-    args.dataloader_drop_last = False
-    try:
-        yield
-    finally:
-        args.dataloader_drop_last = asked
 
 
 @contextmanager

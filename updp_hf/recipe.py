@@ -247,7 +247,8 @@ def set_steps(args: RecipeArguments, count: int | None) -> None:
 def step_to_go_on_from(args: RecipeArguments) -> int:
     """Return the step of the checkpoint that training goes on from, 0 if there is none."""
     checkpoint = args.resume_from_checkpoint or last_checkpoint(args.output_dir)
-    return TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME)).global_step if checkpoint else 0
+    file = Path(checkpoint or "") / TRAINER_STATE_NAME
+    return TrainerState.load_from_json(str(file)).global_step if file.is_file() else 0
 
 
 def summary(report: Report) -> str:
