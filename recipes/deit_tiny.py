@@ -1,7 +1,10 @@
-"""DeiT-Ti on ImageNet-1k, pruned by UPDP; all values, each with its source, are in deit_tiny.yaml.
+"""DeiT-Ti on ImageNet-1k, pruned by UPDP.
 
-accelerate launch recipes/deit_tiny.py --data_dir imagenet
-accelerate launch recipes/deit_tiny.py --smoke
+    accelerate launch recipes/deit_tiny.py --data_dir imagenet
+    accelerate launch recipes/deit_tiny.py --smoke
+
+All values, each with its source, are in deit_tiny.yaml. With `--smoke` a tiny network of the same kind
+is pruned on the digits, in a minute on a CPU.
 """
 
 from transformers import ViTConfig

@@ -1,7 +1,10 @@
-"""MobileNetV2 on ImageNet-1k, pruned by UPDP; all values, each with its source, are in mobilenetv2.yaml.
+"""MobileNetV2 on ImageNet-1k, pruned by UPDP.
 
-accelerate launch recipes/mobilenetv2.py --data_dir imagenet
-accelerate launch recipes/mobilenetv2.py --smoke
+    accelerate launch recipes/mobilenetv2.py --data_dir imagenet
+    accelerate launch recipes/mobilenetv2.py --smoke
+
+All values, each with its source, are in mobilenetv2.yaml. With `--smoke` a tiny network of the same kind
+is pruned on the digits, in a minute on a CPU.
 """
 
 from transformers import TimmWrapperConfig
