@@ -12,23 +12,22 @@ A CUDA graph replays a forward without launching its kernels one by one; copying
 """
 
 import copy
-import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import timm
 import torch
+from conditions import conditions_of, write_json
 from torch import Tensor, nn
 
 from updp_hf import Plan, calibrate_, close_, find_sites, gate_, merge, recalibrate_batch_norms_
 from updp_hf.arguments import parse_arguments
 from updp_hf.core.budget import Demand
 from updp_hf.core.cost import count_macs, count_parameters, measure_latency
-from updp_hf.core.plan import library_versions
 from updp_hf.inputs import example_inputs_of
-from updp_hf.report import device_name, side_by_side
+from updp_hf.report import side_by_side
 from updp_hf.selectors import uniform
 
 COMPILED, GRAPHS = "compiled", "CUDA graphs"
@@ -105,18 +104,11 @@ class Replayed(nn.Module):
 def main() -> None:
     (options,) = parse_arguments(LatencyArguments)
     torch.backends.cudnn.benchmark = True  # else merged kernels of odd sizes depend on a heuristic
-    results = {
-        "networks": {name: measure(name, options) for name in options.models},
-        "arguments": {name: value for name, value in asdict(options).items() if name != "output"},
-        "device": device_name(torch.device(options.device)),
-        "threads": torch.get_num_threads(),
-        "tf32": {"matmul": torch.backends.cuda.matmul.allow_tf32, "convolutions": torch.backends.cudnn.allow_tf32},
-        "versions": library_versions(),
-    }
+    results = {"networks": {name: measure(name, options) for name in options.models}, **conditions_of(options)}
     conditions = "; ".join(f"{name}: {value}" for name, value in results.items() if name != "networks")
     print(f"{tables(results)}\n\n{conditions}")
     if options.output:
-        Path(options.output).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        write_json(results, options.output)
         TABLE.write_text(f"# Latency of merged networks\n\n{tables(results)}\n\n{conditions}\n", encoding="utf-8")
 
 
