@@ -27,7 +27,7 @@ def fonts_with(characters: str) -> tuple[Path, ...]:
     if len(found) < MIN_FONTS:
         raise FileNotFoundError(
             f"{folder} holds {len(found)} fonts with all of {characters}, expected the {MIN_FONTS} or more that come "
-            "with matplotlib: install matplotlib from PyPI."
+            "with matplotlib: install it with pip, which brings them."
         )
     return found
 
