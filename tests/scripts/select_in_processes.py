@@ -14,6 +14,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tiny_training import RandomImages, resnet, trainer, vit
 
+import updp_hf.core.cost
+from updp_hf.core.cost import count_parameters
 from updp_hf.core.plan import PlanError
 
 RUNS = {
@@ -21,7 +23,7 @@ RUNS = {
     "greedy": (resnet, {}),
     "taylor": (resnet, {}),
     "random": (vit, {}),
-    "speed-up": (vit, {"num_pruned_blocks": None, "target_speed_up": 1.001, "selector": "sensitivity"}),
+    "speed-up": (vit, {"num_pruned_blocks": None, "target_speed_up": 1.1, "selector": "sensitivity"}),
     # Without BatchNorms, and with an optimizer that does not divide by small numbers, processes are as one.
     "supernet": (vit, {"form": "merge-keep-norm", "optim": "sgd", "learning_rate": 0.05, "distillation": "soft"}),
 }
@@ -31,6 +33,8 @@ def main(folder: Path, batch_size: int) -> None:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     rank = PartialState(cpu=True).process_index
+    # A clock that no other load disturbs, and that of each process goes at another speed.
+    updp_hf.core.cost._seconds = lambda model, batch: 1e-6 * (1 + rank) * count_parameters(model)
     for selector, (build, changes) in RUNS.items():
         run = trainer(
             folder / selector,
