@@ -216,10 +216,7 @@ def test_the_same_command_goes_on_where_a_run_was_interrupted(tmp_path, capsys):
     def trainer():
         return prepare(*arguments("deit_tiny", *given, folder=tmp_path), tiny=tiny_of("deit_tiny"))
 
-    interrupted = trainer()
-    interrupted.add_callback(Interruption())
-    with pytest.raises(KeyboardInterrupt):
-        recipe.prune(interrupted, AugmentationArguments())
+    interrupt(trainer())
     assert "Pruning " in capsys.readouterr().out
     resumed = trainer()
     recipe.prune(resumed, AugmentationArguments())
@@ -239,10 +236,7 @@ def test_a_stream_goes_on_in_another_order_and_reads_nothing_again_to_skip_it(tm
     def trainer():
         return prepare(*arguments("deit_tiny", *given, folder=tmp_path), tiny=tiny_of("deit_tiny"))
 
-    interrupted = trainer()
-    interrupted.add_callback(Interruption())
-    with pytest.raises(KeyboardInterrupt):
-        recipe.prune(interrupted, AugmentationArguments())
+    interrupt(trainer())
     before = read.copy()
     read.clear()
     resumed = trainer()
@@ -250,6 +244,12 @@ def test_a_stream_goes_on_in_another_order_and_reads_nothing_again_to_skip_it(tm
     assert resumed.state.global_step == 4
     assert 2 * 32 <= len(read) < 4 * 32  # two steps, and what was read ahead
     assert read[:16] != before[:16]
+
+
+def interrupt(run):
+    run.add_callback(Interruption())
+    with pytest.raises(KeyboardInterrupt):
+        recipe.prune(run, AugmentationArguments())
 
 
 class Interruption(TrainerCallback):

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from updp_hf.surgery import gate_, plan_of
 
 __all__ = [
     "AVERAGE_NAME",
+    "appearing_whole",
     "gated_model_in",
     "is_training_checkpoint",
     "last_checkpoint",
@@ -139,6 +141,16 @@ def _is_complete(checkpoint: Path) -> bool:
     except (FileNotFoundError, ValueError):  # not there, not text, or no JSON
         return False
     return (checkpoint / SAFE_WEIGHTS_NAME).is_file()
+
+
+@contextmanager
+def appearing_whole(folder: Path) -> Iterator[Path]:
+    """Let `folder` appear at the end, when all has been written into the one that is returned."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unfinished-") as unfinished:
+        written = Path(unfinished) / folder.name
+        yield written
+        os.replace(written, folder)
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """The checkpoints that a recipe starts from: the network to prune, and the one to learn from."""
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from updp_hf.checkpoints import appearing_whole
 from updp_hf.data.augmentation import inputs_of
 
 __all__ = ["load_checkpoint", "load_teacher", "refuse_untrained", "save_tiny"]
@@ -29,12 +29,9 @@ def save_tiny(config: PreTrainedConfig, folder: Path, labels: Sequence[str]) -> 
     if PartialState().is_main_process and not folder.is_dir():
         config.id2label = dict(enumerate(labels))
         config.label2id = {name: index for index, name in enumerate(labels)}
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unfinished-") as unfinished:
-            whole = Path(unfinished) / folder.name
+        with appearing_whole(folder) as whole:
             AutoModelForImageClassification.from_config(config).save_pretrained(whole)
             ViTImageProcessor(size={"height": config.image_size, "width": config.image_size}).save_pretrained(whole)
-            whole.rename(folder)
     return str(folder)
 
 

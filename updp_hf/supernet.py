@@ -1,8 +1,6 @@
 """Supernet training, UPDP's first step: one network whose sites are trained open and closed at once."""
 
 import copy
-import os
-import tempfile
 from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +13,7 @@ from torch import Tensor, nn
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from updp_hf.calibration import calibrate_
-from updp_hf.checkpoints import last_checkpoint, load_checkpoint_, save_checkpoint
+from updp_hf.checkpoints import appearing_whole, last_checkpoint, load_checkpoint_, save_checkpoint
 from updp_hf.core.modes import stock_statistics_kept
 from updp_hf.core.plan import Plan
 from updp_hf.core.policy import sandwich
@@ -146,9 +144,8 @@ def train_supernet(
     trainer = SupernetTrainer(supernet, _arguments(args, checkpoints), train_dataset=train_dataset, **kwargs)
     trainer.train(resume_from_checkpoint=agreed(lambda: last_checkpoint(checkpoints), PartialState()))
     if trainer.is_world_process_zero():
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as unfinished:
-            save_checkpoint(supernet, Path(unfinished) / "supernet")
-            os.replace(Path(unfinished) / "supernet", finished)
+        with appearing_whole(finished) as whole:
+            save_checkpoint(supernet, whole)
     trainer.accelerator.wait_for_everyone()
     for wrapper in ("forward", "_original_forward"):
         # The autocast that accelerate put around it: a supernet that is loaded is scored without.
