@@ -132,8 +132,8 @@ def main(folder: Path, seed: int, kills: int) -> None:
     _, events = live(folder / "straight")
     expected = digests(folder / "straight")
     killed, torn, differing = [], 0, []
-    # Where it falls depends on how much there is to do, so go on until it has fallen everywhere.
-    while len(killed) < kills or ({phase for phase, _ in killed} != PHASES and len(killed) < 5 * kills):
+    # Where it falls depends on how much there is to do, so go on until it has fallen everywhere, and on a checkpoint.
+    while len(killed) < kills or (not (torn and {phase for phase, _ in killed} == PHASES) and len(killed) < 5 * kills):
         chain = folder / f"chain-{len(killed)}"
         while True:
             ended_by, _ = live(chain, draw.randint(1, events // 2), draw.choice([signal.SIGKILL, signal.SIGTERM]))
