@@ -502,7 +502,7 @@ def test_an_export_without_its_libraries_says_what_to_install(pruned, capsys, mo
     def missing(name):
         raise ImportError(f"No module named {name!r}")
 
-    monkeypatch.setattr("updp_hf.export.import_module", missing)
+    monkeypatch.setattr("updp_hf.runtimes.import_module", missing)
     assert_refused(capsys, "export", pruned, match=re.escape("pip install 'updp-hf[onnx]'"))
     assert not (pruned / "onnx").exists()
 

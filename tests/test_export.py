@@ -20,8 +20,7 @@ from transformers import (
     ViTModel,
 )
 
-from updp_hf import Form, Plan, find_sites, gate_
-from updp_hf import export as exporting
+from updp_hf import Form, Plan, find_sites, gate_, runtimes
 from updp_hf.checkpoints import save_checkpoint
 from updp_hf.export import ExportError, OnnxExport, export_onnx
 from updp_hf.inputs import logits_of
@@ -151,7 +150,7 @@ def test_half_precision_is_exported_in_float32(vit, dtype):
 
 @pytest.mark.slow
 def test_weights_too_large_for_one_file_lie_beside_it(vit, monkeypatch):
-    monkeypatch.setattr(exporting, "LARGEST_FILE", 0)
+    monkeypatch.setattr(runtimes, "LARGEST_FILE", 0)
     file = export_onnx(vit, batch_sizes=()).file
     assert {path.name for path in file.parent.iterdir()} == {"model.onnx", "model.onnx.data"}
     images = torch.randn(3, 3, 32, 32)
@@ -185,7 +184,7 @@ def test_compiled_model_that_does_not_work_is_not_measured_and_the_log_says_why(
         return forward
 
     monkeypatch.setattr(torch, "compile", compile)
-    with caplog.at_level(logging.WARNING, "updp_hf.export"):
+    with caplog.at_level(logging.WARNING, "updp_hf.runtimes"):
         found = export_onnx(vit, batch_sizes=(1,), rounds=1)
     assert set(found.latency) == {"PyTorch eager", "ONNX Runtime"}
     assert "PyTorch compiled: not measured" in caplog.text
@@ -290,8 +289,10 @@ def test_file_of_other_weights_is_refused(vit, copied):
     ids=["not a number", "one image"],
 )
 def test_logits_that_are_none_are_refused(vit, copied, change, message, monkeypatch):
-    original = exporting._Session.forward
-    monkeypatch.setattr(exporting._Session, "forward", lambda self, pixel_values: change(original(self, pixel_values)))
+    original = runtimes.OnnxSession.forward
+    monkeypatch.setattr(
+        runtimes.OnnxSession, "forward", lambda self, pixel_values: change(original(self, pixel_values))
+    )
     with pytest.raises(ExportError, match=message):
         export_onnx(vit, batch_sizes=())
     assert not (vit / "onnx").exists()

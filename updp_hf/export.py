@@ -2,23 +2,29 @@
 
 import os
 import tempfile
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 from transformers.utils import CONFIG_NAME, logging
 
-from updp_hf.core.cost import measure_latency
 from updp_hf.inputs import image_shape_of, logits_of
 from updp_hf.report import device_name, latency_facts
+from updp_hf.runtimes import (
+    ExportError,
+    OnnxLibraries,
+    OnnxSession,
+    first_line,
+    onnx_libraries,
+    random_images,
+    runtimes_of,
+    write_onnx,
+)
 
 __all__ = ["ExportError", "OnnxExport", "export_onnx"]
 
@@ -29,14 +35,6 @@ TOLERANCE = 1e-4
 """Largest difference between the logits of ONNX Runtime and PyTorch, relative to the largest logit."""
 
 CHECKED_BATCH_SIZES = (1, 2, 5)
-LARGEST_FILE = 2**31 - 2**26
-"""Bytes of weights that one file may hold: protobuf ends at 2 GB, and the graph needs some of it."""
-
-EAGER, COMPILED, RUNTIME = "PyTorch eager", "PyTorch compiled", "ONNX Runtime"
-
-
-class ExportError(ValueError):
-    """The model cannot be exported, or the exported file does not compute what the model does."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +56,6 @@ class OnnxExport:
         return {name: latency_facts(medians) for name, medians in self.latency.items()}
 
 
-class _Libraries(NamedTuple):
-    """What the extra `onnx` installs."""
-
-    onnx: ModuleType
-    onnxruntime: ModuleType
-
-
 def export_onnx(folder: str | Path, *, batch_sizes: Sequence[int] = (1, 8), rounds: int = 15) -> OnnxExport:
     """Export the model in `folder` to `onnx/model.onnx` inside it, in float32 and for batches of any size.
 
@@ -81,7 +72,7 @@ def export_onnx(folder: str | Path, *, batch_sizes: Sequence[int] = (1, 8), roun
         ImportError: a library of the extra `onnx` is missing.
         ValueError: the files in `folder` are no merged model, or damaged.
     """
-    libraries = _libraries()
+    libraries = onnx_libraries()
     folder = Path(folder)
     model = _load(folder)
     shape = _image_shape(folder, model)
@@ -89,30 +80,15 @@ def export_onnx(folder: str | Path, *, batch_sizes: Sequence[int] = (1, 8), roun
     target = folder / ONNX_FILE
     with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as unfinished:
         file = Path(unfinished) / target.name
-        _write(model, shape, file)
+        write_onnx(model, shape, file)
         opset = _opset(libraries, file)
-        session = _Session(libraries, file)
+        session = OnnxSession(libraries, file)
         difference = _largest_difference(model, session, shape)
         logger.info("Exported: logits differ by %.1e of the largest one.", difference)
-        latency = _latency(model, session, shape, batch_sizes, rounds) if batch_sizes else {}
+        latency = runtimes_of(model, session, shape, batch_sizes, rounds) if batch_sizes else {}
         del session  # some systems move no file that is open
         _move(Path(unfinished), target)
     return OnnxExport(target, opset, difference, latency, _conditions(rounds) if batch_sizes else {})
-
-
-def _libraries() -> _Libraries:
-    """Import what an export needs.
-
-    Raises:
-        ImportError: some of it is not installed.
-    """
-    try:
-        import_module("onnxscript")  # torch uses it
-        return _Libraries(import_module("onnx"), import_module("onnxruntime"))
-    except ImportError as error:
-        raise ImportError(
-            f"Exporting to ONNX needs onnx, onnxscript and onnxruntime ({error}): `pip install 'updp-hf[onnx]'`."
-        ) from error
 
 
 def _load(folder: Path) -> PreTrainedModel:
@@ -154,77 +130,15 @@ def _refuse_wrong_shape(model: nn.Module, shape: Sequence[int]) -> None:
         ExportError: it does not.
     """
     try:
-        logits_of(model, {"pixel_values": _images(shape, 1)})
+        logits_of(model, {"pixel_values": random_images(shape, 1)})
     except Exception as error:  # each model has its own
         raise ExportError(
             f"{type(model).__name__} does not classify images of {' × '.join(map(str, shape))}, which is what the "
-            f"processor in its folder makes ({_first_line(error)}): save the processor that belongs to the model."
+            f"processor in its folder makes ({first_line(error)}): save the processor that belongs to the model."
         ) from error
 
 
-class _Logits(nn.Module):
-    """The model as a function of its images alone."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        return logits_of(self.model, {"pixel_values": pixel_values})
-
-
-class _Session(nn.Module):
-    """A session of ONNX Runtime, called as a model is, with as many threads as torch has."""
-
-    def __init__(self, libraries: _Libraries, file: Path):
-        super().__init__()
-        options = libraries.onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3  # errors
-        self.session = libraries.onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        return torch.from_numpy(self.session.run(["logits"], {"pixel_values": pixel_values.numpy()})[0])
-
-
-def _images(shape: Sequence[int], batch_size: int) -> Tensor:
-    return torch.randn(batch_size, *shape, generator=torch.Generator().manual_seed(batch_size))
-
-
-def _write(model: nn.Module, shape: Sequence[int], file: Path) -> None:
-    """Write the model to `file`, with its weights in a file beside it only if one cannot hold them.
-
-    Raises:
-        ExportError: the exporter fails.
-    """
-    images = _images(shape, 2)  # a batch of 1 would be taken for a constant
-    size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-    try:
-        torch.onnx.export(
-            _Logits(model).eval(),
-            (images,),
-            file,
-            input_names=["pixel_values"],
-            output_names=["logits"],
-            dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch")}},
-            dynamo=True,
-            external_data=size > LARGEST_FILE,
-            verbose=False,
-        )
-    except Exception as error:  # whatever happens inside of torch
-        raise ExportError(
-            f"torch cannot export {type(model).__name__} to ONNX ({_first_line(error.__cause__ or error)}): try a "
-            "newer version of torch and onnxscript, or report this model."
-        ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    """Return what kind of error it is and the first line of what it says."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
-
-
-def _opset(libraries: _Libraries, file: Path) -> int:
+def _opset(libraries: OnnxLibraries, file: Path) -> int:
     """Check that `file` is valid ONNX and return the version of its operators.
 
     Raises:
@@ -233,7 +147,7 @@ def _opset(libraries: _Libraries, file: Path) -> int:
     try:
         libraries.onnx.checker.check_model(file, full_check=True)
     except Exception as error:  # of the checker, of the inference of shapes, or of protobuf
-        raise ExportError(f"The exported file is no valid ONNX ({_first_line(error)}): report this model.") from error
+        raise ExportError(f"The exported file is no valid ONNX ({first_line(error)}): report this model.") from error
     graph = libraries.onnx.load(file, load_external_data=False)
     return next(int(used.version) for used in graph.opset_import if used.domain in ("", "ai.onnx"))
 
@@ -247,7 +161,7 @@ def _largest_difference(model: nn.Module, session: nn.Module, shape: Sequence[in
     """
     largest = 0.0
     for size in CHECKED_BATCH_SIZES:
-        images = _images(shape, size)
+        images = random_images(shape, size)
         expected, found = logits_of(model, {"pixel_values": images}), session(pixel_values=images)
         if found.shape != expected.shape:
             raise ExportError(
@@ -263,35 +177,6 @@ def _largest_difference(model: nn.Module, session: nn.Module, shape: Sequence[in
             )
         largest = max(largest, difference)
     return largest
-
-
-def _latency(
-    model: nn.Module, session: nn.Module, shape: Sequence[int], batch_sizes: Sequence[int], rounds: int
-) -> dict[str, dict[str, float]]:
-    """Measure the runtimes beside one another."""
-    batches = [{"pixel_values": _images(shape, size)} for size in batch_sizes]
-    runtimes: dict[str, nn.Module] = {EAGER: model, RUNTIME: session}
-    compiled = _compiled(model, batches)
-    if compiled is not None:
-        runtimes[COMPILED] = compiled
-    medians = measure_latency(runtimes, batches, rounds=rounds)
-    return {name: dict(zip(map(str, batch_sizes), times, strict=True)) for name, times in medians.items()}
-
-
-def _compiled(model: nn.Module, batches: Sequence[Mapping[str, Tensor]]) -> nn.Module | None:
-    """Compile `model` for each of `batches`, None if it cannot be: it needs a C compiler, for example."""
-    try:
-        # For each size its own code, as fast as it gets: the sizes are few.
-        compiled: Any = torch.compile(model, dynamic=False)
-        with torch.inference_mode(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # advice on faster settings
-            for batch in batches:
-                compiled(**batch)
-    except Exception as error:  # whatever happens inside of torch
-        logger.warning("%s: not measured, since torch.compile fails (%s).", COMPILED, _first_line(error))
-        return None
-    wrapped: nn.Module = compiled
-    return wrapped
 
 
 def _conditions(rounds: int) -> dict[str, Any]:

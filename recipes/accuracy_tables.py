@@ -1,0 +1,5 @@
+"""Tables."""
+
+
+def write_tables(folder, output):
+    pass

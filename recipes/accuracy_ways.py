@@ -1,0 +1,232 @@
+"""The ways to make a network faster that the accuracy benchmark compares, and how they are brought to one latency."""
+
+import copy
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accuracy_nets import FAMILIES, Budget, Splits, config_of, held_out, options, pruned, trained, untrained
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import AutoModelForImageClassification, PreTrainedModel
+
+from updp_hf import Plan, calibrate_, close_, gate_, merge
+from updp_hf.core.budget import Demand
+from updp_hf.core.cost import count_macs, count_parameters, measure_latency
+from updp_hf.core.sites import Form
+from updp_hf.inputs import example_inputs_of
+from updp_hf.selectors import selector_by_name
+from updp_hf.surgery import require_sites
+
+__all__ = ["WAYS", "Bench", "Network", "cost", "networks_of"]
+
+UPDP, ABRUPT, DROP, TORCH_PRUNING, SMALLER = "updp", "abrupt", "block drop", "torch-pruning", "smaller"
+WAYS = (UPDP, ABRUPT, DROP, TORCH_PRUNING, SMALLER)
+"""Annealed and merged; the same with all non-linearities gone at once (as DepthShrinker does); whole blocks left out;
+channels left out by Torch-Pruning; a narrower network from scratch, for as many steps as baseline and fine-tuning."""
+AT_ONCE = {"ramp": "constant", "ramp_end": 0.0}
+LEVELS = 3
+CALIBRATION_IMAGES = 256
+ROUND_TO = 4
+"""Channels that are left are a multiple of it, as the documentation of Torch-Pruning advises."""
+BISECTIONS = 5
+
+
+@dataclass(frozen=True)
+class Network:
+    """One way to make a network faster, and how far it goes."""
+
+    way: str
+    amount: float  # sites closed, blocks dropped, fraction of the channels left out, width
+    level: int  # of UPDP, whose latency it has; for dropped blocks, which come whole, that is the nearest
+    blocks: str = "greedy"  # who chooses them
+
+    @property
+    def key(self) -> str:
+        return f"{self.way} {self.amount:g}" + ("" if self.blocks == "greedy" else f" {self.blocks}")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A trained baseline and what is needed to judge what is made of it."""
+
+    family: str
+    seed: int
+    budget: Budget
+    splits: Splits
+    folder: Path
+
+    @property
+    def labels(self) -> int:
+        return int(self.splits.train.labels.max()) + 1
+
+    def baseline(self) -> PreTrainedModel:
+        """Return the baseline, trained if it has not been yet."""
+        folder, family = self.folder / "baseline", FAMILIES[self.family]
+        if not (folder / "config.json").is_file():
+            model = untrained(config_of(self.family, self.budget.resolution, self.labels), self.seed)
+            settings = options(self.budget, folder, self.baseline_epochs, family.learning_rate, self.seed)
+            trained(model, self.splits.train, settings).save_pretrained(folder)
+        model = AutoModelForImageClassification.from_pretrained(folder)
+        return model.eval()
+
+    @property
+    def baseline_epochs(self) -> float:
+        return self.budget.baseline_scale * FAMILIES[self.family].baseline_epochs
+
+    def sample(self) -> list[dict[str, Tensor]]:
+        """Return the images that selection and calibration see."""
+        images = self.splits.train.part(0, CALIBRATION_IMAGES)
+        return list(DataLoader(images, batch_size=CALIBRATION_IMAGES))
+
+    def plan(self, model: nn.Module, count: int, form: Form = Form.MERGE, selector: str = "greedy") -> Plan:
+        """Return the plan that closes `count` sites of `model`."""
+        sites = require_sites(model, form)
+        demand = Demand((1.0,) * len(sites), count)
+        choice = selector_by_name(selector, model, sites, self.sample(), seed=self.seed)(demand)
+        return Plan(tuple(sites[index] for index in choice))
+
+    def build(self, network: Network, model: nn.Module) -> nn.Module:
+        """Return what is made of the baseline `model`, as it is run afterwards, before any training."""
+        if network.way == SMALLER:
+            config = config_of(self.family, self.budget.resolution, self.labels, int(network.amount))
+            return untrained(config, self.seed).eval()
+        if network.way == TORCH_PRUNING:
+            return thinned(model, network.amount)
+        return merged(model, self.plan_of(network, model), self.sample())
+
+    def plan_of(self, network: Network, model: nn.Module) -> Plan:
+        form = Form.BLOCK_DROP if network.way == DROP else Form.MERGE
+        return self.plan(model, int(network.amount), form, network.blocks)
+
+    def run(
+        self, network: Network, model: nn.Module, learning_rate: float, pruning: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Train what `network` says, with other options of pruning if any, and return how well it does."""
+        epochs = self.budget.epochs + (self.baseline_epochs if network.way == SMALLER else 0)
+        settings = options(self.budget, self.folder / "training", epochs, learning_rate, self.seed)
+        if network.way in (TORCH_PRUNING, SMALLER):
+            result = trained(self.build(network, model), self.splits.train, settings)
+        else:
+            settings |= {} if network.way == UPDP else AT_ONCE
+            settings |= {"plan": self.plan_of(network, model)} if pruning is None else pruning
+            result = pruned(model, self.splits.train, settings)
+        found = {"learning_rate": learning_rate, "epochs": epochs}
+        for split, part in (("validation", self.splits.validation), ("test", self.splits.test)):
+            found |= {f"{split}_{name}": value for name, value in held_out(result, part.batches()).items()}
+        return found
+
+
+def merged(model: nn.Module, plan: Plan, batches: Iterable[dict[str, Tensor]]) -> nn.Module:
+    """Return a copy of `model` in which the sites of `plan` are closed and merged, without training."""
+    gated = copy.deepcopy(model)
+    gate_(gated, plan)
+    calibrate_(gated, batches)
+    close_(gated)
+    return merge(gated)
+
+
+def thinned(model: PreTrainedModel, ratio: float) -> PreTrainedModel:
+    """Return a copy of `model` without `ratio` of its channels, as Torch-Pruning's documentation has it.
+
+    The scores are the norms of groups of weights, the classifier is ignored, and timm's attentions are told their new
+    sizes.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    import torch_pruning as tp  # of this benchmark alone
+
+    pruned = copy.deepcopy(model).train()
+    labels = model.config.num_labels
+    heads = {module.qkv: module.num_heads for module in pruned.modules() if hasattr(module, "qkv")}
+    images = next(iter(example_inputs_of(model, 2).values()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # advice on parameters that are no module's weight
+        pruner = tp.pruner.BasePruner(
+            pruned,
+            images,
+            importance=tp.importance.GroupMagnitudeImportance(p=2),
+            pruning_ratio=ratio,
+            ignored_layers=[m for m in pruned.modules() if isinstance(m, nn.Linear) and m.out_features == labels],
+            round_to=ROUND_TO,
+            num_heads=heads,
+            output_transform=lambda output: output.logits,
+        )
+        pruner.step()
+    for module in pruned.modules():
+        if hasattr(module, "qkv"):
+            module.num_heads = pruner.num_heads[module.qkv]
+            module.attn_dim = module.qkv.out_features // 3
+            module.head_dim = module.attn_dim // module.num_heads
+    return pruned.eval()
+
+
+def cost(model: nn.Module) -> dict[str, int]:
+    """Return parameters and multiply-accumulates of one image."""
+    return {"parameters": count_parameters(model), "macs": count_macs(model, example_inputs_of(model))}
+
+
+def networks_of(bench: Bench, model: PreTrainedModel, batch_size: int, rounds: int) -> Iterator[Network]:
+    """Yield the networks to be compared: UPDP's levels, and what is as fast in the other ways."""
+    images = [example_inputs_of(model, batch_size)]
+    sites = len(require_sites(model, Form.MERGE))
+    counts = [-(-sites * level // LEVELS) for level in range(1, LEVELS + 1)]
+    levels = {level: Network(UPDP, count, level) for level, count in enumerate(counts, 1)}
+    built = {level: bench.build(network, model) for level, network in levels.items()}
+    for level, network in levels.items():
+        yield network
+        yield Network(ABRUPT, network.amount, level)
+
+    def ratio(level: int, candidate: Network) -> float:
+        """Measure how much longer the candidate takes than UPDP at this level."""
+        pair = {"": built[level], "other": bench.build(candidate, model)}
+        medians = measure_latency(pair, images, rounds=rounds)
+        return medians["other"][0] / medians[""][0]
+
+    droppable = len(require_sites(model, Form.BLOCK_DROP))
+    dropped = [Network(DROP, count, 0) for count in range(1, droppable + 1)]
+    modules = {0: model, **{int(network.amount): bench.build(network, model) for network in dropped}}
+    medians = measure_latency(
+        {**{f"P{level}": net for level, net in built.items()}, **{str(count): net for count, net in modules.items()}},
+        images,
+        rounds=rounds,
+    )
+    chosen: dict[int, int] = {}
+    for level in levels:
+        aim = medians[f"P{level}"][0]
+        slower = max((count for count in modules if medians[str(count)][0] >= aim), default=0)
+        for count in (slower, slower + 1):
+            if 1 <= count <= droppable:
+                chosen.setdefault(count, level)
+    yield from (Network(DROP, count, level) for count, level in chosen.items())
+
+    family = FAMILIES[bench.family]
+    for level in levels:
+        found = bisected(lambda share: ratio(level, Network(TORCH_PRUNING, share, level)), 0.0, 0.9)  # noqa: B023
+        yield Network(TORCH_PRUNING, round(found, 4), level)
+        widths = range(family.multiple, family.width, family.multiple)
+        narrower = bisected(
+            lambda place: ratio(level, Network(SMALLER, widths[-1 - int(place)], level)),  # noqa: B023
+            0,
+            len(widths) - 1,
+            whole=True,
+        )
+        yield Network(SMALLER, widths[-1 - int(narrower)], level)
+
+
+def bisected(measure: Callable[[float], float], low: float, high: float, *, whole: bool = False) -> float:
+    """Return where `measure`, which falls, is nearest to 1 of the places that were tried."""
+    tried: dict[float, float] = {}
+    for _ in range(BISECTIONS):
+        place = (low + high) // 2 if whole else (low + high) / 2
+        tried[place] = measure(place)
+        if tried[place] > 1:
+            low = place + whole
+        else:
+            high = place - whole
+        if low > high:
+            break
+    return min(tried, key=lambda place: abs(tried[place] - 1))

@@ -1,0 +1,237 @@
+"""Does UPDP keep accuracy where simpler ways to the same latency lose it? Four families, three levels, three seeds.
+
+    python recipes/benchmark_accuracy.py
+    python recipes/benchmark_accuracy.py --families vit resnet --stages baselines
+    python recipes/benchmark_accuracy.py --quick
+
+Small networks on scikit-learn's digits, made hard, or on glyphs. Each baseline loses depth by UPDP as shipped, at three
+levels; the rivals are brought to the same latency, measured here, and fine-tuned on the same images for as many steps,
+with a learning rate chosen in the same way. What is done is kept in `folder`, a file for each baseline: the same
+command goes on where it was interrupted, and several may run side by side with other families or seeds. The stages
+`sizes` and `runtimes` measure latencies and want an idle machine. Tables and pictures are made of what there is then.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from accuracy_ablations import ABLATED, ABLATION_SEEDS, ABLATIONS, LEVEL, plan_for
+from accuracy_nets import DATASETS, FAMILIES, Budget, Splits, held_out, load_images
+from accuracy_tables import write_tables
+from accuracy_ways import SMALLER, UPDP, Bench, Network, cost, merged, networks_of
+from conditions import conditions_of
+from torch import nn
+from transformers.utils import logging
+
+from updp_hf.arguments import parse_arguments
+from updp_hf.core.cost import measure_latency
+from updp_hf.inputs import example_inputs_of
+from updp_hf.runtimes import measure_runtimes
+
+STAGES = ("baselines", "sizes", "rates", "train", "ablate", "runtimes")
+RATES = (1.0, 0.3, 0.1)
+"""Learning rates that are tried for fine-tuning, times that of the baseline."""
+
+
+@dataclass
+class AccuracyArguments:
+    """What is run of the benchmark."""
+
+    dataset: str = field(default="digits", metadata={"help": "The images.", "choices": list(DATASETS)})
+    families: list[str] = field(
+        default_factory=lambda: list(FAMILIES), metadata={"help": "The networks.", "choices": list(FAMILIES)}
+    )
+    seeds: list[int] = field(
+        default_factory=lambda: [0, 1, 2],
+        metadata={"help": "Of the baselines, one for each; learning rates are searched with the first, 0."},
+    )
+    stages: list[str] = field(
+        default_factory=lambda: list(STAGES), metadata={"help": "What to do of it.", "choices": list(STAGES)}
+    )
+    quick: bool = field(default=False, metadata={"help": "A few images and steps, to see that all of it works."})
+    batch_size: int = field(default=64, metadata={"help": "Images in the forward of which the latency is measured."})
+    rounds: int = field(default=15, metadata={"help": "Forwards that are measured of each network, in turn."})
+    device: str = field(
+        default="cuda" if torch.cuda.is_available() else "cpu", metadata={"help": "Where to run: the Trainer's choice."}
+    )
+    folder: str = field(default="output/accuracy", metadata={"help": "Where all that was done is kept."})
+    output: str | None = field(
+        default=None, metadata={"help": "JSON file for all results, with tables and pictures beside it."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.quick:
+            self.folder, self.rounds = f"{self.folder}-quick", 3
+
+    @property
+    def budget(self) -> Budget:
+        return Budget(train_images=512, test_images=512, epochs=1, baseline_scale=0.25) if self.quick else Budget()
+
+
+class Record:
+    """What is known of one baseline: a JSON document that is written after each step."""
+
+    def __init__(self, file: Path, conditions: dict[str, Any]):
+        self.file = file
+        self.found: dict[str, Any] = {"conditions": conditions}
+        if file.is_file():
+            self.found = json.loads(file.read_text(encoding="utf-8"))
+        if self.found["conditions"] != conditions:
+            raise ValueError(
+                f"{file} has results under {self.found['conditions']}, expected {conditions}: give another `folder`."
+            )
+
+    def do(self, stage: str, name: str, step: Callable[[], Any]) -> Any:
+        """Return what `step` gives, or has given before."""
+        done = self.found.setdefault(stage, {})
+        if name not in done:
+            begin = time.perf_counter()
+            done[name] = step()
+            print(f"{time.strftime('%H:%M:%S')} {self.file.stem}, {stage}, {name}: {done[name]}", flush=True)
+            self.found.setdefault("seconds", {})[f"{stage}, {name}"] = time.perf_counter() - begin
+            unfinished = self.file.with_suffix(".unfinished")
+            unfinished.write_text(json.dumps(self.found, indent=1) + "\n", encoding="utf-8")
+            unfinished.replace(self.file)
+        return done[name]
+
+
+def baselines(bench: Bench, record: Record, options: AccuracyArguments) -> None:
+    """Train the baseline."""
+
+    def step() -> dict[str, Any]:
+        model = bench.baseline()
+        return {f"test_{name}": value for name, value in held_out(model, bench.splits.test.batches()).items()}
+
+    record.do("baseline", "trained", step)
+
+
+def sizes(bench: Bench, record: Record, options: AccuracyArguments) -> None:
+    """Choose what is as fast as UPDP's levels in the other ways, and measure all of it in turn."""
+
+    def step() -> list[dict[str, Any]]:
+        model = bench.baseline()
+        networks = list(networks_of(bench, model, options.batch_size, options.rounds))
+        built = {"baseline": model, **{network.key: bench.build(network, model) for network in networks}}
+        images = [example_inputs_of(model, options.batch_size)]
+        seconds = {name: found[0] for name, found in measure_latency(built, images, rounds=options.rounds).items()}
+        entries = [("baseline", {"way": "baseline", "amount": 0, "level": 0})]
+        entries += [(network.key, asdict(network)) for network in networks]
+        return [{**entry, "seconds": seconds[name], **cost(built[name])} for name, entry in entries]
+
+    record.do("sizes", "networks", step)
+
+
+def networks_in(record: Record) -> list[Network]:
+    """Return the networks that the stage `sizes` has chosen."""
+    if "sizes" not in record.found:
+        raise ValueError(f"{record.file} has no sizes yet: run the stage 'sizes' first.")
+    fields = ("way", "amount", "level", "blocks")
+    entries = record.found["sizes"]["networks"][1:]
+    return [Network(**{name: entry[name] for name in fields}) for entry in entries]
+
+
+def rates(bench: Bench, record: Record, options: AccuracyArguments) -> None:
+    """Fine-tune what each way makes at the middle level with several learning rates."""
+    if bench.seed != 0:
+        return
+    model = bench.baseline()
+    for network in middle_of_each_way(networks_in(record)):
+        for factor in RATES:
+            rate = factor * FAMILIES[bench.family].learning_rate
+            record.do("rates", f"{network.way}, {factor}", lambda: bench.run(network, model, rate))  # noqa: B023
+
+
+def middle_of_each_way(networks: list[Network]) -> list[Network]:
+    """Return a network of each way that is fine-tuned, as near to the middle level as there is."""
+    fine_tuned = [network for network in networks if network.way != SMALLER]
+    nearest = sorted(fine_tuned, key=lambda network: abs(network.level - LEVEL))
+    return list({network.way: network for network in reversed(nearest)}.values())
+
+
+def rate_of(way: str, bench: Bench, record: Record) -> float:
+    """Return the learning rate with the least loss on the validation images, that of the baseline from scratch."""
+    own = FAMILIES[bench.family].learning_rate
+    if way == SMALLER:
+        return own
+    file = record.file.with_name(record.file.name.replace(f"-{bench.seed}.json", "-0.json"))
+    tried = json.loads(file.read_text(encoding="utf-8")).get("rates", {}) if file.is_file() else {}
+    losses = {factor: tried.get(f"{way}, {factor}", {}).get("validation_loss") for factor in RATES}
+    if None in losses.values():
+        raise ValueError(f"{file} has no learning rates for {way!r} yet: run the stage 'rates' with seed 0 first.")
+    return own * min(losses, key=lambda factor: losses[factor])
+
+
+def train(bench: Bench, record: Record, options: AccuracyArguments) -> None:
+    """Fine-tune every network."""
+    model = bench.baseline()
+    for network in networks_in(record):
+        rate = rate_of(network.way, bench, record)
+        record.do("runs", network.key, lambda: bench.run(network, model, rate))  # noqa: B023
+
+
+def ablate(bench: Bench, record: Record, options: AccuracyArguments) -> None:
+    """Prune at the middle level with one option changed."""
+    if bench.family not in ABLATED or bench.seed not in ABLATION_SEEDS:
+        return
+    model = bench.baseline()
+    network = next(network for network in networks_in(record) if (network.way, network.level) == (UPDP, LEVEL))
+    rate = rate_of(UPDP, bench, record)
+
+    def step(changes: dict[str, Any]) -> dict[str, Any]:
+        plan, pruning = plan_for(changes, bench, network, model, rate)
+        built = {"baseline": model, "": merged(model, plan, bench.sample())}
+        images = [example_inputs_of(model, options.batch_size)]
+        medians = measure_latency(built, images, rounds=options.rounds)
+        found = bench.run(network, model, rate, {"plan": plan, **pruning})
+        return {**found, "speed_up": medians["baseline"][0] / medians[""][0], "blocks": plan.blocks}
+
+    for name, changes in ABLATIONS.items():
+        record.do("ablations", name, lambda: step(changes))  # noqa: B023
+
+
+def runtimes(bench: Bench, record: Record, options: AccuracyArguments) -> None:
+    """Measure the networks of the first seed in every runtime."""
+    if bench.seed != 0:
+        return
+    model = bench.baseline()
+    networks = [network for network in networks_in(record) if network.way not in ("abrupt",)]
+    built: dict[str, Callable[[], nn.Module]] = {"baseline": lambda: model}
+    built |= {network.key: lambda network=network: bench.build(network, model) for network in networks}
+    for name, build in built.items():
+        record.do("runtimes", name, lambda: measure_runtimes(build(), [options.batch_size], options.rounds))  # noqa: B023
+
+
+def benches(options: AccuracyArguments, splits: Splits) -> Iterator[tuple[Bench, Record]]:
+    """Yield the baselines, seed by seed, with what is known of each."""
+    folder = Path(options.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    known = conditions_of(options)
+    conditions = {**asdict(options.budget), "batch_size_of_latency": options.batch_size, "rounds": options.rounds}
+    conditions |= {name: known[name] for name in ("device", "threads", "versions")}
+    for seed in options.seeds:
+        for family in options.families:
+            name = f"{options.dataset}-{family}-{seed}"
+            bench = Bench(family, seed, options.budget, splits, folder / name)
+            yield bench, Record(folder / f"{name}.json", conditions)
+
+
+def main() -> None:
+    (options,) = parse_arguments(AccuracyArguments)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    torch.set_num_threads(1)
+    splits = load_images(options.dataset, options.budget)
+    for stage in map(globals().__getitem__, options.stages):
+        for bench, record in benches(options, splits):
+            stage(bench, record, options)
+    write_tables(Path(options.folder), Path(options.output) if options.output else None)
+
+
+if __name__ == "__main__":
+    main()
