@@ -64,7 +64,7 @@ FAMILIES = {
     "vit": Family(64, 4, 1e-3, 8),
     "convnext": Family(24, 2, 2e-3, 4),
     "mobilenetv2": Family(16, 1, 3e-3, 4),
-    "resnet": Family(16, 1, 3e-3, 4),
+    "resnet": Family(32, 2, 2e-3, 4),
 }
 DATASETS = ("digits", "glyphs")
 PATCHES = 4

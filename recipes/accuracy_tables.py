@@ -1,5 +1,239 @@
-"""Tables."""
+"""What `benchmark_accuracy.py` found, as Markdown: accuracy at UPDP's latency, what each part is worth, runtimes."""
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from accuracy_ways import ABRUPT, DROP, SMALLER, TORCH_PRUNING, UPDP, WAYS
+from conditions import write_json
+
+from updp_hf.report import side_by_side
+
+__all__ = ["NAMES", "accuracy_at", "gathered", "points_of", "summary", "tables", "write_tables"]
+
+Record = Mapping[str, Any]
+
+NAMES = {
+    UPDP: "UPDP",
+    ABRUPT: "all at once",
+    DROP: "blocks dropped",
+    TORCH_PRUNING: "Torch-Pruning",
+    SMALLER: "narrower, from scratch",
+}
+"""The ways, for people."""
 
 
-def write_tables(folder, output):
-    pass
+def gathered(folder: Path) -> dict[str, dict[str, dict[str, Record]]]:
+    """Return what is known of each baseline, by dataset, family and seed."""
+    found: dict[str, dict[str, dict[str, Record]]] = {}
+    for file in sorted(folder.glob("*.json")):
+        dataset, family, seed = file.stem.split("-")
+        found.setdefault(dataset, {}).setdefault(family, {})[seed] = json.loads(file.read_text(encoding="utf-8"))
+    return found
+
+
+def write_tables(results: Mapping[str, Any], file: Path) -> None:
+    """Write the results to `file`, and the tables beside it."""
+    write_json(dict(results), str(file))
+    file.with_suffix(".md").write_text(f"# Accuracy\n\n{tables(results)}\n", encoding="utf-8")
+
+
+def points_of(record: Record, way: str) -> list[tuple[float, float]]:
+    """Return latency in seconds and held-out accuracy of the networks of one way, the baseline first."""
+    baseline, *networks = record["sizes"]["networks"]
+    points = [(baseline["seconds"], record["baseline"]["trained"]["test_accuracy"])]
+    for network in networks:
+        run = record.get("runs", {}).get(key_of(network))
+        if network["way"] == way and run:
+            points.append((network["seconds"], run["test_accuracy"]))
+    return points
+
+
+def key_of(network: Mapping[str, Any]) -> str:
+    return f"{network['way']} {network['amount']:g}"
+
+
+def level_of(record: Record, way: str, level: int) -> Mapping[str, Any] | None:
+    """Return the network of one way at one level, None if there is none."""
+    return next((n for n in record["sizes"]["networks"] if (n["way"], n["level"]) == (way, level)), None)
+
+
+def levels_of(record: Record) -> list[int]:
+    return sorted({network["level"] for network in record["sizes"]["networks"] if network["way"] == UPDP})
+
+
+def accuracy_at(record: Record, way: str, level: int) -> float | None:
+    """Return the held-out accuracy of `way` at the latency of UPDP's `level`, None if it is not reached or not run.
+
+    Whole blocks come in steps, so theirs is on the straight line between the two networks next to that latency.
+    """
+    if way != DROP:
+        network = level_of(record, way, level)
+        run = record.get("runs", {}).get(key_of(network)) if network else None
+        return float(run["test_accuracy"]) if run else None
+    aim = level_of(record, UPDP, level)
+    assert aim is not None
+    points = sorted(points_of(record, way))
+    for (fast, low), (slow, high) in pairwise(points):
+        if fast <= aim["seconds"] <= slow:
+            return low + (high - low) * (aim["seconds"] - fast) / (slow - fast)
+    return None
+
+
+def tables(results: Mapping[str, Any]) -> str:
+    """Return all tables, those of each dataset under its name."""
+    parts = []
+    for dataset, families in results.items():
+        families = {family: finished(seeds) for family, seeds in families.items() if finished(seeds)}
+        if not families:
+            continue
+        parts += [f"## {dataset}", conditions(families), summary(families)]
+        for family, records in families.items():
+            parts += [
+                f"### {family}",
+                at_each_level(records),
+                costs(records[0]),
+                rates(records[0]),
+                runtimes(records[0]),
+            ]
+        parts += ["### One thing changed", ablations(families)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def finished(seeds: Mapping[str, Record]) -> list[Record]:
+    """Return the records that have runs, by seed."""
+    return [record for _, record in sorted(seeds.items()) if record.get("runs")]
+
+
+def conditions(families: Mapping[str, Sequence[Record]]) -> str:
+    first = next(iter(families.values()))[0]["conditions"]
+    return ", ".join(f"{name}: {value}" for name, value in first.items())
+
+
+def summary(families: Mapping[str, Sequence[Record]]) -> str:
+    """Return accuracy at equal latency: a row for each way, a column for each family, means over levels and seeds."""
+    columns: dict[str, dict[str, str]] = {}
+    for family, records in families.items():
+        column = columns.setdefault(family, {})
+        column["baselines"] = str(len(records))
+        column["accuracy, baseline"] = spread_of(record["baseline"]["trained"]["test_accuracy"] for record in records)
+        speed_ups = [speed_up(record, UPDP, level) for record in records for level in levels_of(record)]
+        column["speed-up"] = f"{min(speed_ups):.2f}× to {max(speed_ups):.2f}×"
+        for way in WAYS:
+            column[NAMES[way]] = spread_of(over_levels(record, way) for record in records)
+        for way in WAYS[1:]:
+            column[f"UPDP ahead of: {NAMES[way]}"] = spread_of((ahead(record, way) for record in records), signed=True)
+    return side_by_side(columns)
+
+
+def over_levels(record: Record, way: str) -> float | None:
+    found = [accuracy_at(record, way, level) for level in levels_of(record)]
+    return None if None in found else statistics.fmean(value for value in found if value is not None)
+
+
+def ahead(record: Record, way: str) -> float | None:
+    """Return how far UPDP is ahead of `way`, mean over the levels at which both were run."""
+    pairs = [(accuracy_at(record, UPDP, level), accuracy_at(record, way, level)) for level in levels_of(record)]
+    gains = [own - other for own, other in pairs if own is not None and other is not None]
+    return statistics.fmean(gains) if gains else None
+
+
+def speed_up(record: Record, way: str, level: int) -> float:
+    network = level_of(record, way, level)
+    assert network is not None
+    return float(record["sizes"]["networks"][0]["seconds"] / network["seconds"])
+
+
+def at_each_level(records: Sequence[Record]) -> str:
+    """Return accuracy at equal latency, a column for each level, mean and standard deviation over the seeds."""
+    columns: dict[str, dict[str, str]] = {}
+    for level in levels_of(records[0]):
+        network = level_of(records[0], UPDP, level)
+        assert network is not None
+        column = columns.setdefault(f"P{network['amount']:g}", {})
+        column["speed-up"] = spread_of((speed_up(record, UPDP, level) for record in records), form="{:.2f}×")
+        for way in WAYS:
+            column[NAMES[way]] = spread_of(accuracy_at(record, way, level) for record in records)
+        for way in (TORCH_PRUNING, SMALLER):
+            slower = [
+                level_of(record, way, level)["seconds"] / level_of(record, UPDP, level)["seconds"]  # type: ignore[index]
+                for record in records
+            ]
+            column[f"time of {NAMES[way]} / UPDP's"] = f"{statistics.fmean(slower):.2f}"
+    return side_by_side(columns)
+
+
+def costs(record: Record) -> str:
+    """Return what each network costs, those of the first seed."""
+    columns = {}
+    for network in record["sizes"]["networks"]:
+        first = record["sizes"]["networks"][0]
+        columns[key_of(network)] = {
+            "parameters": f"{network['parameters'] / 1e3:.0f} k",
+            "MACs": f"{network['macs'] / 1e6:.2f} M",
+            "speed-up, measured": f"{first['seconds'] / network['seconds']:.2f}×",
+        }
+    return transposed(columns)
+
+
+def rates(record: Record) -> str:
+    """Return the validation loss at each learning rate, and so which was taken."""
+    rows: dict[str, dict[str, str]] = {}
+    for name, run in record.get("rates", {}).items():
+        way, _, _ = name.rpartition(", ")
+        rows.setdefault(NAMES[way], {})[f"learning rate {run['learning_rate']:.2g}"] = f"{run['validation_loss']:.3f}"
+    return "Loss on validation images after fine-tuning:\n\n" + transposed(rows) if rows else ""
+
+
+def runtimes(record: Record) -> str:
+    """Return the speed-up of each network of the first seed in each runtime."""
+    found = record.get("runtimes", {})
+    if "baseline" not in found:
+        return ""
+    rows: dict[str, dict[str, str]] = {}
+    for name, by_runtime in found.items():
+        for runtime, by_size in by_runtime.items():
+            for size, seconds in by_size.items():
+                ratio = found["baseline"][runtime][size] / seconds
+                rows.setdefault(name, {})[f"{runtime}, batch {size}"] = f"{1e3 * seconds:.1f} ms, {ratio:.2f}×"
+    return "Latency and speed-up in each runtime:\n\n" + transposed(rows)
+
+
+def ablations(families: Mapping[str, Sequence[Record]]) -> str:
+    """Return what becomes of accuracy when one thing is changed, in points, mean and spread over the seeds."""
+    rows: dict[str, dict[str, str]] = {}
+    for family, records in families.items():
+        changed = [record for record in records if record.get("ablations")]
+        for name in dict.fromkeys(name for record in changed for name in record["ablations"]):
+            runs = [(record, record["ablations"][name]) for record in changed if name in record["ablations"]]
+            row = rows.setdefault(name, {})
+            row[f"{family}, accuracy"] = spread_of(run["test_accuracy"] for _, run in runs)
+            row[f"{family}, change"] = spread_of(
+                (run["test_accuracy"] - (accuracy_at(record, UPDP, 2) or 0) for record, run in runs), signed=True
+            )
+            row[f"{family}, speed-up"] = spread_of((run["speed_up"] for _, run in runs), form="{:.2f}×")
+    return transposed(rows) if rows else ""
+
+
+def transposed(rows: Mapping[str, Mapping[str, str]]) -> str:
+    """Return a Markdown table with a row for each name."""
+    facts = dict.fromkeys(fact for row in rows.values() for fact in row)
+    return side_by_side({fact: {name: row.get(fact, "–") for name, row in rows.items()} for fact in facts})
+
+
+def spread_of(values: Iterable[float | None], *, form: str = "{:.1%}", signed: bool = False) -> str:
+    """Return mean and standard deviation of the values, as people read them, and how many there are if some lack."""
+    listed = list(values)
+    found = [value for value in listed if value is not None]
+    if not found:
+        return "not reached"
+    text = form.format(statistics.fmean(found))
+    if signed:
+        text = f"{100 * statistics.fmean(found):+.1f}"
+    if len(found) > 1:
+        deviation = statistics.stdev(found)
+        text += " ± " + (form.format(deviation) if "%" not in form and not signed else f"{100 * deviation:.1f}")
+    return text if len(found) == len(listed) else f"{text} ({len(found)} of {len(listed)})"

@@ -22,7 +22,7 @@ import datasets
 import torch
 from accuracy_ablations import ABLATED, ABLATION_SEEDS, ABLATIONS, LEVEL, plan_for
 from accuracy_nets import DATASETS, FAMILIES, Budget, Splits, held_out, load_images
-from accuracy_tables import write_tables
+from accuracy_tables import gathered, summary, write_tables
 from accuracy_ways import SMALLER, UPDP, Bench, Network, cost, merged, networks_of
 from conditions import conditions_of
 from torch import nn
@@ -30,10 +30,11 @@ from transformers.utils import logging
 
 from updp_hf.arguments import parse_arguments
 from updp_hf.core.cost import measure_latency
+from updp_hf.core.sites import Form
 from updp_hf.inputs import example_inputs_of
 from updp_hf.runtimes import measure_runtimes
 
-STAGES = ("baselines", "sizes", "rates", "train", "ablate", "runtimes")
+STAGES = ("baselines", "blocks", "sizes", "rates", "train", "ablate", "runtimes")
 RATES = (1.0, 0.3, 0.1)
 """Learning rates that are tried for fine-tuning, times that of the baseline."""
 
@@ -110,6 +111,13 @@ def baselines(bench: Bench, record: Record, options: AccuracyArguments) -> None:
     record.do("baseline", "trained", step)
 
 
+def blocks(bench: Bench, record: Record, options: AccuracyArguments) -> None:
+    """Put sites and blocks in the order in which they are pruned."""
+    model = bench.baseline()
+    for form in (Form.MERGE, Form.BLOCK_DROP):
+        record.do("blocks", form, lambda: bench.order(model, form))  # noqa: B023
+
+
 def sizes(bench: Bench, record: Record, options: AccuracyArguments) -> None:
     """Choose what is as fast as UPDP's levels in the other ways, and measure all of it in turn."""
 
@@ -169,9 +177,13 @@ def rate_of(way: str, bench: Bench, record: Record) -> float:
 def train(bench: Bench, record: Record, options: AccuracyArguments) -> None:
     """Fine-tune every network."""
     model = bench.baseline()
-    for network in networks_in(record):
+    networks = networks_in(record)
+    searched = middle_of_each_way(networks) if bench.seed == 0 else []
+    for network in networks:
         rate = rate_of(network.way, bench, record)
-        record.do("runs", network.key, lambda: bench.run(network, model, rate))  # noqa: B023
+        known = [run for name, run in record.found.get("rates", {}).items() if name.startswith(f"{network.way}, ")]
+        same = [run for run in known if run["learning_rate"] == rate] if network in searched else []
+        record.do("runs", network.key, lambda: same[0] if same else bench.run(network, model, rate))  # noqa: B023
 
 
 def ablate(bench: Bench, record: Record, options: AccuracyArguments) -> None:
@@ -230,7 +242,11 @@ def main() -> None:
     for stage in map(globals().__getitem__, options.stages):
         for bench, record in benches(options, splits):
             stage(bench, record, options)
-    write_tables(Path(options.folder), Path(options.output) if options.output else None)
+    results = gathered(Path(options.folder))
+    for dataset, families in results.items():
+        print(f"\n{dataset}:\n{summary({family: list(seeds.values()) for family, seeds in families.items()})}")
+    if options.output:
+        write_tables(results, Path(options.output))
 
 
 if __name__ == "__main__":
