@@ -158,11 +158,9 @@ def at_each_level(records: Sequence[Record]) -> str:
         for way in WAYS:
             column[NAMES[way]] = spread_of(accuracy_at(record, way, level) for record in records)
         for way in (TORCH_PRUNING, SMALLER):
-            slower = [
-                level_of(record, way, level)["seconds"] / level_of(record, UPDP, level)["seconds"]  # type: ignore[index]
-                for record in records
-            ]
-            column[f"time of {NAMES[way]} / UPDP's"] = f"{statistics.fmean(slower):.2f}"
+            pairs = [(level_of(record, way, level), level_of(record, UPDP, level)) for record in records]
+            ratios = [other["seconds"] / own["seconds"] for other, own in pairs if other and own]
+            column[f"time of {NAMES[way]} / UPDP's"] = spread_of(ratios, form="{:.2f}")
     return side_by_side(columns)
 
 

@@ -22,7 +22,8 @@ import datasets
 import torch
 from accuracy_ablations import ABLATED, ABLATION_SEEDS, ABLATIONS, LEVEL, plan_for
 from accuracy_nets import DATASETS, FAMILIES, Budget, Splits, held_out, load_images
-from accuracy_tables import gathered, summary, write_tables
+from accuracy_plot import plot
+from accuracy_tables import finished, gathered, summary, write_tables
 from accuracy_ways import SMALLER, UPDP, Bench, Network, cost, merged, networks_of
 from conditions import conditions_of
 from torch import nn
@@ -244,9 +245,12 @@ def main() -> None:
             stage(bench, record, options)
     results = gathered(Path(options.folder))
     for dataset, families in results.items():
-        print(f"\n{dataset}:\n{summary({family: list(seeds.values()) for family, seeds in families.items()})}")
+        found = {family: finished(seeds) for family, seeds in families.items() if finished(seeds)}
+        print(f"\n{dataset}:\n{summary(found)}" if found else f"\n{dataset}: nothing is fine-tuned yet.")
     if options.output:
-        write_tables(results, Path(options.output))
+        output = Path(options.output)
+        write_tables(results, output)
+        plot(results, output.parent, output.stem)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,141 @@
+"""The benchmark of accuracy: its images and ways are fair, and its tables say what its runs gave."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
+
+from updp_hf.core.cost import count_macs
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+
+@pytest.fixture
+def recipes(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Import a file of the recipes by name."""
+    monkeypatch.syspath_prepend(RECIPES)
+    return importlib.import_module
+
+
+def record(**runs: float) -> dict[str, Any]:
+    """What is left of a baseline at 8 ms with 90 %, UPDP at 6 and 3 ms, dropped blocks at 7, 5 and 4 ms."""
+    networks = [("baseline", 0, 0, 8), ("updp", 2, 1, 6), ("updp", 4, 2, 3)]
+    networks += [("block drop", 1, 1, 7), ("block drop", 2, 1, 5), ("block drop", 3, 2, 4)]
+    entries = [
+        {"way": way, "amount": amount, "level": level, "seconds": 1e-3 * ms, "parameters": 1000, "macs": 2000}
+        for way, amount, level, ms in networks
+    ]
+    return {
+        "conditions": {"device": "a test"},
+        "baseline": {"trained": {"test_accuracy": 0.9}},
+        "sizes": {"networks": entries},
+        "runs": {key.replace("_", " "): {"test_accuracy": accuracy} for key, accuracy in runs.items()},
+    }
+
+
+def test_dropped_blocks_are_judged_on_the_line_between_the_networks_around_updps_latency(recipes):
+    tables = recipes("accuracy_tables")
+    found = record(updp_2=0.88, block_drop_1=0.87, block_drop_2=0.81, block_drop_3=0.7)
+    assert tables.accuracy_at(found, "updp", 1) == 0.88
+    assert tables.accuracy_at(found, "block drop", 1) == pytest.approx(0.84)  # 6 ms is half way from 7 to 5
+    assert tables.ahead(found, "block drop") == pytest.approx(0.04)
+
+
+def test_what_is_not_reached_or_not_run_is_not_made_up(recipes):
+    tables = recipes("accuracy_tables")
+    found = record(updp_2=0.88, updp_4=0.8, block_drop_3=0.7)
+    assert tables.accuracy_at(found, "block drop", 2) is None  # none is as fast as 3 ms
+    assert tables.accuracy_at(found, "torch-pruning", 1) is None
+    assert tables.ahead(found, "torch-pruning") is None
+    assert tables.spread_of([None, None]) == "not reached"
+    assert tables.spread_of([0.5, None]) == "50.0% (1 of 2)"
+
+
+def test_spreads_are_standard_deviations_over_the_baselines(recipes):
+    tables = recipes("accuracy_tables")
+    assert tables.spread_of([0.8, 0.9]) == "85.0% ± 7.1"
+    assert tables.spread_of([0.01, 0.03], signed=True) == "+2.0 ± 1.4"
+    assert tables.spread_of([1.5], form="{:.2f}×") == "1.50×"
+
+
+def test_tables_and_pictures_are_made_of_what_there_is(recipes, tmp_path):
+    (tmp_path / "records").mkdir()
+    for seed, accuracy in enumerate((0.86, 0.88)):
+        found = record(updp_2=accuracy, updp_4=0.8, block_drop_1=0.85, block_drop_2=0.85)
+        (tmp_path / "records" / f"digits-vit-{seed}.json").write_text(json.dumps(found))
+    results = recipes("accuracy_tables").gathered(tmp_path / "records")
+    recipes("accuracy_tables").write_tables(results, tmp_path / "accuracy.json")
+    text = (tmp_path / "accuracy.md").read_text()
+    assert "87.0% ± 1.4" in text
+    assert "+2.0 ± 1.4" in text  # ahead of dropped blocks at the first level alone
+    assert json.loads((tmp_path / "accuracy.json").read_text()) == results
+    recipes("accuracy_plot").plot(results, tmp_path, "accuracy")
+    assert (tmp_path / "accuracy_digits.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize(("aim", "whole"), [(0.37, False), (5, True)])
+def test_bisecting_finds_where_a_falling_ratio_is_one(recipes, aim, whole):
+    bisected = recipes("accuracy_ways").bisected
+    low, high = (0, 12) if whole else (0.0, 0.9)
+    found = bisected(lambda place: 1 + aim - place, low, high, whole=whole)
+    assert abs(found - aim) <= (0 if whole else 0.9 / 2**5)
+
+
+def test_validation_shares_no_digit_with_training_and_each_digit_is_distorted_anew(recipes):
+    nets = recipes("accuracy_nets")
+    splits = nets.load_images("digits", nets.Budget(resolution=16))
+    assert [len(split) for split in splits] == [9776, 1000, 3600]
+    copies = splits.validation.labels.view(nets.DIGITS_COPIES, -1)
+    assert (copies == copies[0]).all()  # all copies of the same digits
+    images = splits.validation.images.view(nets.DIGITS_COPIES, -1, 3, 16, 16)
+    assert not torch.equal(images[0], images[1])
+    again = nets.load_images("digits", nets.Budget(resolution=16))
+    assert torch.equal(splits.test.images, again.test.images)
+
+
+def vit() -> TimmWrapperForImageClassification:
+    sizes = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    return TimmWrapperForImageClassification(
+        TimmWrapperConfig(architecture="vit_tiny_patch16_224", model_args=sizes, num_labels=5, image_size=16)
+    )
+
+
+def resnet() -> TimmWrapperForImageClassification:
+    sizes = {"layers": (1, 1, 1, 1), "channels": (8, 16, 16, 16)}
+    return TimmWrapperForImageClassification(
+        TimmWrapperConfig(architecture="resnet18", model_args=sizes, num_labels=5, image_size=16)
+    )
+
+
+@pytest.mark.parametrize("build", [vit, resnet])
+def test_torch_pruning_leaves_a_narrower_network_that_runs(recipes, build):
+    pytest.importorskip("torch_pruning")
+    model, images = build().eval(), {"pixel_values": torch.randn(3, 3, 16, 16)}
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    pruned = recipes("accuracy_ways").thinned(model, 0.5)
+    assert pruned(**images).logits.shape == (3, 5)
+    assert count_macs(pruned, images) < 0.6 * count_macs(model, images)
+    assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_where_it_was_and_leaves_every_table(recipes, tmp_path, monkeypatch):
+    pytest.importorskip("torch_pruning")
+    benchmark = recipes("benchmark_accuracy")
+    command = ["benchmark_accuracy", "--quick", "--families", "resnet", "--seeds", "0"]
+    command += ["--folder", str(tmp_path / "runs"), "--output", str(tmp_path / "accuracy.json")]
+    monkeypatch.setattr(sys, "argv", command)
+    benchmark.main()
+    (file,) = (tmp_path / "runs-quick").glob("*.json")
+    first = json.loads(file.read_text())
+    ways = {key.rsplit(" ", 1)[0] for key in first["runs"]}
+    assert ways == {"updp", "abrupt", "block drop", "torch-pruning", "smaller"}
+    assert {"PyTorch eager", "ONNX Runtime"} <= set(first["runtimes"]["updp 12"])
+    benchmark.main()
+    assert json.loads(file.read_text()) == first
+    assert "Torch-Pruning" in (tmp_path / "accuracy.md").read_text()
