@@ -48,8 +48,14 @@ def points_of(record: Record, way: str) -> list[tuple[float, float]]:
     for network in networks:
         run = record.get("runs", {}).get(key_of(network))
         if network["way"] == way and run:
-            points.append((network["seconds"], run["test_accuracy"]))
+            points.append((seconds_of(network, record), run["test_accuracy"]))
     return points
+
+
+def seconds_of(network: Mapping[str, Any], record: Record) -> float:
+    """Return the latency of a network; all at once or not, UPDP's is one and the same."""
+    own = level_of(record, UPDP, network["level"]) if network["way"] == ABRUPT else network
+    return float((own or network)["seconds"])
 
 
 def key_of(network: Mapping[str, Any]) -> str:

@@ -5,6 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from accuracy_plot import plot
+from accuracy_tables import finished as fine_tuned
+from accuracy_tables import summary as accuracies
 from benchmark_coverage import Row, totals
 from benchmark_latency import summary
 from selectors_table import facts as facts_of_selector
@@ -49,6 +52,7 @@ def measured_section() -> str:
         "\n"
         + "\n\n".join(
             [
+                *accuracy_part(),
                 *digits_part(),
                 *selectors_part(),
                 *latency_part(),
@@ -58,6 +62,27 @@ def measured_section() -> str:
         )
         + "\n\n"
     )
+
+
+def accuracy_part() -> list[str]:
+    results = read("benchmark_accuracy.json")
+    plot(results, CARDS, "benchmark_accuracy")
+    parts = []
+    for dataset, families in results.items():
+        found = {family: fine_tuned(seeds) for family, seeds in families.items()}
+        known = next(iter(found.values()))[0]["conditions"]
+        text = f"""
+            **Is it better than what you would do instead?** `python recipes/benchmark_accuracy.py --dataset {dataset}`:
+            {known["train_images"]:,} images of {known["resolution"]} pixels, {known["test_images"]:,} held out,
+            {known["epochs"]:g} epochs of fine-tuning. UPDP with its defaults at three levels, a third of the sites,
+            two thirds, all; the others at the same latency, measured: {known["device"]}, float32, eager,
+            {known["threads"]} thread, batch {known["batch_size_of_latency"]}, torch {known["versions"]["torch"]}.
+            Mean over the levels, ± standard deviation over the baselines, each of another seed; points of accuracy
+            ahead. Every level, what it costs, other runtimes and what each part of UPDP is worth:
+            [recipes/benchmark_accuracy.md](recipes/benchmark_accuracy.md)."""
+        picture = f"![Accuracy against speed-up, {dataset}](model_cards/benchmark_accuracy_{dataset}.png)"
+        parts += [paragraph(text), accuracies(found), picture]
+    return parts
 
 
 def digits_part() -> list[str]:
