@@ -14,7 +14,7 @@ tensors in a cache from one to the next, or multiplies less than the formulas do
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from torch.utils.flop_counter import flop_registry
 
 from updp_hf.core.cost import measure_latency
 
-__all__ = ["Operator", "Peaks", "least_seconds", "measure_peaks", "operators_of"]
+__all__ = ["Operator", "Peaks", "Sizes", "least_seconds", "measure_peaks", "operators_of"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,23 @@ class Peaks:
     bytes_per_second: float
 
 
+class Sizes(NamedTuple):
+    """Of the operands that peaks are measured with.
+
+    Args:
+        sides: of square matrices.
+        images: of 256 channels.
+        elements: of vectors, more than fit into a cache.
+    """
+
+    sides: tuple[int, ...]
+    images: int
+    elements: int
+
+
+CPU, GPU = Sizes((1024, 2048), 8, 2**26), Sizes((4096, 8192), 256, 2**28)
+
+
 def operators_of(model: nn.Module, inputs: Mapping[str, Tensor]) -> list[Operator]:
     """Run `model`, in evaluation mode, once, and return the operators that compute or move something, in order."""
     with torch.no_grad(), _Recorder() as recorder:
@@ -58,24 +75,33 @@ def least_seconds(operators: Iterable[Operator], peaks: Peaks) -> float:
     )
 
 
-def measure_peaks(
-    device: str, dtype: torch.dtype, *, side: int | None = None, elements: int = 2**26, rounds: int = 15
-) -> Peaks:
-    """Measure the peaks of `device` with torch's present threads, as medians of `rounds`.
+def measure_peaks(device: str, dtype: torch.dtype, sizes: Sizes | None = None, rounds: int = 15) -> Peaks:
+    """Measure the peaks of `device` with torch's present threads and settings, from medians of `rounds`.
+
+    The MACs are those of the fastest of some matrix products and a convolution of 3×3, which are often not of the same
+    library; the bytes are those of a sum of two vectors.
 
     Args:
         device: where to multiply and to move.
-        dtype: of what is multiplied and moved; TF32 is used where torch's settings allow it to matrix products.
-        side: of two square matrices that are multiplied, 2048 by default, on a GPU 8192.
-        elements: of each of two vectors that are added into a third, more than fit into a cache.
-        rounds: products and sums that are measured.
+        dtype: of what is multiplied and moved.
+        sizes: of the operands, those in `CPU` or `GPU` by default.
+        rounds: how often each operation is measured.
     """
-    side = side or (8192 if torch.device(device).type == "cuda" else 2048)
-    left, right, product = (torch.ones(side, side, dtype=dtype, device=device) for _ in range(3))
-    x, y, total = (torch.ones(elements, dtype=dtype, device=device) for _ in range(3))
-    multiplied = _seconds(torch.mm, {"input": left, "mat2": right, "out": product}, rounds)
-    moved = _seconds(torch.add, {"input": x, "other": y, "out": total}, rounds)
-    return Peaks(side**3 / multiplied, 3 * elements * x.element_size() / moved)
+    sides, images, elements = sizes or (CPU if torch.device(device).type == "cpu" else GPU)
+
+    def ones(*shape: int) -> Tensor:
+        return torch.ones(shape, dtype=dtype, device=device)
+
+    rates = []
+    for side in sides:
+        product = {"input": ones(side, side), "mat2": ones(side, side), "out": ones(side, side)}
+        rates.append(side**3 / _seconds(torch.mm, product, rounds))
+    wide = {"input": ones(images, 256, 30, 30), "weight": ones(256, 256, 3, 3)}  # to 28×28
+    wide = {name: tensor.to(memory_format=torch.channels_last) for name, tensor in wide.items()}
+    rates.append(images * 256 * 256 * 3**2 * 28**2 / _seconds(torch.conv2d, wide, rounds))
+    total = {"input": ones(elements), "other": ones(elements), "out": ones(elements)}
+    moved = 3 * elements * total["out"].element_size()
+    return Peaks(max(rates), moved / _seconds(torch.add, total, rounds))
 
 
 def _seconds(function: Callable[..., Tensor], tensors: Mapping[str, Tensor], rounds: int) -> float:

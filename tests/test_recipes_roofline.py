@@ -119,14 +119,21 @@ def test_each_operator_takes_as_long_as_the_peak_that_it_reaches_first(roofline:
     assert roofline.least_seconds([computes, moves], peaks) == 5.0 + 2.0
 
 
-def test_peaks_are_work_by_the_median_of_the_seconds(roofline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds = {torch.mm: 0.5, torch.add: 0.25}
-    monkeypatch.setattr(roofline, "_seconds", lambda function, tensors, rounds: seconds[function])
-    found = roofline.measure_peaks("cpu", torch.bfloat16, side=4, elements=8)
-    assert found == roofline.Peaks(macs_per_second=4**3 / 0.5, bytes_per_second=3 * 8 * 2 / 0.25)
+def test_peaks_are_those_of_the_fastest_product_and_of_a_sum(roofline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def seconds(function: Any, tensors: dict[str, Tensor], rounds: int) -> float:
+        side = tensors["input"].shape[-1]
+        return {torch.mm: side**3 / 100.0, torch.conv2d: 7225344.0, torch.add: 0.25}[function] * rounds
+
+    def peaks(images: int) -> Any:
+        return roofline.measure_peaks("cpu", torch.bfloat16, roofline.Sizes((4, 8), images, elements=8), rounds=2)
+
+    monkeypatch.setattr(roofline, "_seconds", seconds)
+    moved = 3 * 8 * 2 / (0.25 * 2)
+    assert peaks(images=1) == roofline.Peaks(macs_per_second=100.0 / 2, bytes_per_second=moved)
+    assert peaks(images=3) == roofline.Peaks(macs_per_second=3 * 64.0 / 2, bytes_per_second=moved)
 
 
 def test_peaks_of_this_machine_can_be_measured(roofline: Any) -> None:
-    found = roofline.measure_peaks("cpu", torch.float32, side=64, elements=2**10, rounds=1)
+    found = roofline.measure_peaks("cpu", torch.float32, roofline.Sizes((64,), images=1, elements=2**10), rounds=1)
     assert 0 < found.macs_per_second < math.inf
     assert 0 < found.bytes_per_second < math.inf
