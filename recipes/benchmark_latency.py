@@ -1,6 +1,6 @@
 """What merging buys: latency of nets with more and more sites merged, beside what their MACs promise.
 
-    python recipes/benchmark_latency.py --output model_cards/benchmark_latency.json --compile
+    python recipes/benchmark_latency.py --output model_cards/benchmark_latency.json --compile --onnx
     python recipes/benchmark_latency.py --device cuda --dtype bfloat16 --compile --cuda_graphs --batch_sizes 1 128
 
 The whole tables stand in `recipes/benchmark_latency.md`.
@@ -9,18 +9,24 @@ Each timm net gets random weights, so nothing is downloaded. Those of its sites 
 numbers ("P6": six of them), spread evenly over the depth, and merged. All versions of one net run in turn and in the
 same memory format: a net of convolutions in the one that suits its baseline best, a transformer in the contiguous one.
 A CUDA graph replays a forward without launching its kernels one by one; copying the images into it counts as well.
+
+Beside each latency stands the fraction of the roofline: the least time that the version's operators could take at the
+peaks of this machine, measured in the same run, divided by the time that it took. `roofline.py` says what is counted.
+A merged net whose fraction is less than that of its baseline wastes some of what merging saved.
 """
 
 import copy
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import timm
 import torch
 from conditions import conditions_of, write_json
-from torch import Tensor, nn
+from latency_modes import COMPILED, EAGER, FORMATS, GRAPHS, ONNX, prepared
+from roofline import Peaks, least_seconds, measure_peaks, operators_of
+from torch import nn
 
 from updp_hf import Plan, calibrate_, close_, find_sites, gate_, merge, recalibrate_batch_norms_
 from updp_hf.arguments import parse_arguments
@@ -28,10 +34,9 @@ from updp_hf.core.budget import Demand
 from updp_hf.core.cost import count_macs, count_parameters, measure_latency
 from updp_hf.inputs import example_inputs_of
 from updp_hf.report import side_by_side
+from updp_hf.runtimes import onnx_libraries
 from updp_hf.selectors import uniform
 
-COMPILED, GRAPHS = "compiled", "CUDA graphs"
-FORMATS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
 CALIBRATION_IMAGES = 8
 TABLE = Path(__file__).with_suffix(".md")
 
@@ -56,6 +61,7 @@ class LatencyArguments:
     cuda_graphs: bool = field(
         default=False, metadata={"help": "Measure forwards captured in CUDA graphs too, compiled ones with `compile`."}
     )
+    onnx: bool = field(default=False, metadata={"help": "Measure with ONNX Runtime too, on the CPU in float32."})
     dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata={"help": "Of all weights."})
     device: str = field(default="cuda" if torch.cuda.is_available() else "cpu", metadata={"help": "Where to run."})
     seed: int = field(default=0, metadata={"help": "Of the random weights."})
@@ -64,56 +70,39 @@ class LatencyArguments:
     def __post_init__(self) -> None:
         if self.cuda_graphs and torch.device(self.device).type != "cuda":
             raise ValueError(f"`cuda_graphs` is on and the device is {self.device!r}, which has none: set `device`.")
+        if self.onnx and (torch.device(self.device).type != "cpu" or self.dtype != "float32"):
+            raise ValueError(
+                f"`onnx` is on, the device is {self.device!r} and the dtype {self.dtype}, but ONNX Runtime is measured "
+                "on the CPU in float32: set `device` to cpu and `dtype` to float32, or leave `onnx` out."
+            )
 
     @property
     def modes(self) -> list[str]:
         """The ways to run a forward."""
-        modes = ["eager", COMPILED] if self.compile else ["eager"]
-        return [*modes, *(GRAPHS if mode == "eager" else f"{mode}, {GRAPHS}" for mode in modes if self.cuda_graphs)]
-
-
-class Replayed(nn.Module):
-    """The forward of `model` for images of one shape, captured in a CUDA graph as torch's documentation has it.
-
-    Args:
-        model: on the GPU, in evaluation mode.
-        images: the keyword arguments of the forward.
-    """
-
-    def __init__(self, model: nn.Module, images: dict[str, Tensor]):
-        super().__init__()
-        self._images = {name: image.clone() for name, image in images.items()}
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.inference_mode(), torch.cuda.stream(side):
-            for _ in range(3):  # compiles, and lets cuDNN choose, neither of which can be captured
-                model(**self._images)
-        torch.cuda.current_stream().wait_stream(side)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.inference_mode(), torch.cuda.graph(self._graph):
-            self._output = model(**self._images)
-        self._model = (model,)  # the graph reads its weights
-
-    def forward(self, **images: Tensor) -> Tensor:
-        for name, image in images.items():
-            self._images[name].copy_(image)
-        self._graph.replay()
-        return self._output
+        modes = [EAGER, COMPILED] if self.compile else [EAGER]
+        graphs = [GRAPHS if mode == EAGER else f"{mode}, {GRAPHS}" for mode in modes if self.cuda_graphs]
+        return [*modes, *([ONNX] if self.onnx else []), *graphs]
 
 
 def main() -> None:
     (options,) = parse_arguments(LatencyArguments)
     torch.backends.cudnn.benchmark = True  # else merged kernels of odd sizes depend on a heuristic
-    results = {"networks": {name: measure(name, options) for name in options.models}, **conditions_of(options)}
-    conditions = "; ".join(f"{name}: {value}" for name, value in results.items() if name != "networks")
-    print(f"{tables(results)}\n\n{conditions}")
+    conditions = conditions_of(options)
+    if options.onnx:
+        conditions["versions"]["onnxruntime"] = onnx_libraries().onnxruntime.__version__
+    peaks = measure_peaks(options.device, getattr(torch, options.dtype))
+    networks = {name: measure(name, options, peaks) for name in options.models}
+    results = {"networks": networks, "peaks": asdict(peaks), **conditions}
+    facts = "; ".join(f"{name}: {value}" for name, value in results.items() if name != "networks")
+    text = f"{tables(results)}\n\n{facts}"
+    print(text)
     if options.output:
         write_json(results, options.output)
-        TABLE.write_text(f"# Latency of merged networks\n\n{tables(results)}\n\n{conditions}\n", encoding="utf-8")
+        TABLE.write_text(f"# Latency of merged networks\n\n{text}\n", encoding="utf-8")
 
 
-def measure(name: str, options: LatencyArguments) -> dict[str, Any]:
-    """Return what the versions of one net cost, and their latencies at each batch size."""
+def measure(name: str, options: LatencyArguments, peaks: Peaks) -> dict[str, Any]:
+    """Return what the versions of one net cost, the least time that takes, and their latencies at each batch size."""
     torch.manual_seed(options.seed)
     baseline = timm.create_model(name).eval()
     randomize_(baseline)
@@ -124,14 +113,15 @@ def measure(name: str, options: LatencyArguments) -> dict[str, Any]:
     plans = {count: Plan(tuple(sites[index] for index in choice)) for count, choice in spread.items()}
     versions = {"P0": baseline, **{f"P{level}": merged(baseline, plan) for level, plan in plans.items()}}
     example = example_inputs_of(baseline)
-    facts = {
+    facts: dict[str, dict[str, Any]] = {
         version: {"parameters": count_parameters(model), "macs": count_macs(model, example), "merged_blocks": 0}
         for version, model in versions.items()
     }
     for level, plan in plans.items():
         facts[f"P{level}"]["merged_blocks"] = len(plan.blocks)
-    for model in versions.values():
+    for version, model in versions.items():
         model.to(options.device, getattr(torch, options.dtype))
+        facts[version] |= roofline_of(model, options.batch_sizes, peaks)
     return {
         "image": list(next(iter(example.values())).shape[1:]),
         "sites": len(sites),
@@ -166,13 +156,23 @@ def merged(baseline: nn.Module, plan: Plan) -> nn.Module:
     return merge(model)
 
 
+def roofline_of(model: nn.Module, batch_sizes: Iterable[int], peaks: Peaks) -> dict[str, dict[str, float]]:
+    """Return the bytes that a forward of `model` moves, and the least seconds that it takes, both by batch size."""
+    forwards = {str(size): operators_of(model, example_inputs_of(model, size)) for size in batch_sizes}
+    return {
+        "bytes": {size: sum(operator.bytes for operator in operators) for size, operators in forwards.items()},
+        "bound_seconds": {size: least_seconds(operators, peaks) for size, operators in forwards.items()},
+    }
+
+
 def latency(
     versions: dict[str, nn.Module], mode: str, batch_size: int, options: LatencyArguments
 ) -> dict[str, int | str | dict[str, float]]:
     """Return the median seconds of one forward of each version, all in the memory format that suits P0 best."""
     images = example_inputs_of(versions["P0"], batch_size)
     baselines: dict[str, float] = {}
-    if sum(isinstance(module, nn.Conv2d) for module in versions["P0"].modules()) > 1:  # not a patch embedding alone
+    convolutions = sum(isinstance(module, nn.Conv2d) for module in versions["P0"].modules())
+    if mode != ONNX and convolutions > 1:  # ONNX Runtime has a layout of its own; one is a patch embedding
         candidates = {name: prepared(copy.deepcopy(versions["P0"]), name, mode, images) for name in FORMATS}
         medians = measure_latency(candidates, [images], rounds=options.rounds)
         baselines = {name: median for name, (median,) in medians.items()}
@@ -189,20 +189,12 @@ def latency(
     }
 
 
-def prepared(model: nn.Module, memory_format: str, mode: str, images: dict[str, Tensor]) -> nn.Module:
-    """Return `model`, laid out in place, and compiled or captured on its own."""
-    model.to(memory_format=FORMATS[memory_format])
-    if mode.startswith(COMPILED):  # versions of one class would share a cache
-        model = torch.compile(model, fullgraph=True, dynamic=False, isolate_recompiles=True)
-    return Replayed(model, images) if mode.endswith(GRAPHS) else model
-
-
 def summary(results: dict[str, Any]) -> str:
     """Return a Markdown table with a column for each net: all of its sites merged, and the fewest that were tried."""
     columns = {}
     for name, network in results["networks"].items():
         _, fewest, *_, whole = network["versions"]
-        facts = dict(_rows(network, whole))
+        facts = dict(_costs(network, whole))
         columns[name] = {"all sites merged": whole[1:]}
         columns[name] |= {fact: facts[fact] for fact in ("parameters", "MACs per image", "MACs, P0 / this")}
         for version, runs in ((whole, network["latencies"]), (fewest, network["latencies"][:2])):
@@ -216,23 +208,37 @@ def tables(results: dict[str, Any]) -> str:
     """Return a Markdown table for each net: a column for each version, speed-ups beside the ratio of the MACs."""
     return "\n\n".join(
         f"**{name}**, {'×'.join(map(str, network['image']))}, {network['sites']} sites:\n\n"
-        + side_by_side({version: dict(_rows(network, version)) for version in network["versions"]})
+        + side_by_side(
+            {version: dict([*_costs(network, version), *_times(network, version)]) for version in network["versions"]}
+        )
         for name, network in results["networks"].items()
     )
 
 
-def _rows(network: dict[str, Any], version: str) -> Iterator[tuple[str, str]]:
-    cost, baseline = network["versions"][version], network["versions"]["P0"]
-    ratio = baseline["macs"] / cost["macs"]
+def _costs(network: dict[str, Any], version: str) -> Iterator[tuple[str, str]]:
+    cost = network["versions"][version]
     yield "merged blocks", str(cost["merged_blocks"])
     yield "parameters", f"{cost['parameters'] / 1e6:.2f} M"
     yield "MACs per image", f"{cost['macs'] / 1e6:.0f} M"
-    yield "MACs, P0 / this", f"{ratio:.2f}×"
+    yield "MACs, P0 / this", f"{_ratio_of_macs(network, version):.2f}×"
+
+
+def _times(network: dict[str, Any], version: str) -> Iterator[tuple[str, str]]:
+    cost, ratio = network["versions"][version], _ratio_of_macs(network, version)
+    for size, moved in cost["bytes"].items():
+        yield f"bytes per forward, batch {size}", f"{moved / 1e6:.1f} MB"
+        yield f"roofline, batch {size}", f"{1e3 * cost['bound_seconds'][size]:.2f} ms"
     for run in network["latencies"]:
         condition = f"{run['mode']}, batch {run['batch_size']}, {run['memory_format']}"
-        speed_up = _speed_up(run, version)
-        yield f"latency, {condition}", f"{1e3 * run['seconds'][version]:.2f} ms"
+        seconds, speed_up = run["seconds"][version], _speed_up(run, version)
+        yield f"latency, {condition}", f"{1e3 * seconds:.2f} ms"
         yield f"speed-up, {condition} (/ ratio of MACs)", f"{speed_up:.2f}× ({speed_up / ratio:.2f})"
+        bound = cost["bound_seconds"][str(run["batch_size"])]
+        yield f"fraction of the roofline, {condition}", f"{bound / seconds:.2f}"
+
+
+def _ratio_of_macs(network: dict[str, Any], version: str) -> float:
+    return float(network["versions"]["P0"]["macs"] / network["versions"][version]["macs"])
 
 
 def _speed_up(run: dict[str, Any], version: str) -> float:

@@ -5,6 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
+import torch
+from torch import nn
 
 
 @pytest.fixture
@@ -15,7 +18,8 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def results(modes: list[str]) -> dict[str, Any]:
     """What a run leaves of one network with three versions, each twice as fast as the one before."""
-    versions = {f"P{level}": {"parameters": 10, "macs": 8 - level, "merged_blocks": level} for level in (0, 2, 4)}
+    costs = {"parameters": 10, "bytes": {"1": 10**6, "128": 10**8}, "bound_seconds": {"1": 0.25, "128": 0.5}}
+    versions = {f"P{level}": {**costs, "macs": 8 - level, "merged_blocks": level} for level in (0, 2, 4)}
     runs = [
         {
             "mode": mode,
@@ -45,6 +49,17 @@ def test_each_way_of_running_is_captured_if_graphs_are_asked_for(benchmark: Any)
     assert modes(compile=True, cuda_graphs=True) == ["eager", "compiled", "CUDA graphs", "compiled, CUDA graphs"]
 
 
+@pytest.mark.parametrize("options", [{"device": "cuda"}, {"device": "cpu", "dtype": "bfloat16"}], ids=str)
+def test_onnx_runtime_is_refused_where_it_is_not_measured(benchmark: Any, options: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=r"`onnx` is on, the device is '.*' and the dtype .*: set `device` to cpu"):
+        benchmark.LatencyArguments(onnx=True, **options)
+
+
+def test_onnx_runtime_comes_after_torch(benchmark: Any) -> None:
+    options = benchmark.LatencyArguments(onnx=True, compile=True, device="cpu")
+    assert options.modes == ["eager", "compiled", "ONNX Runtime"]
+
+
 def test_every_mode_has_its_rows_in_the_tables(benchmark: Any) -> None:
     modes = benchmark.LatencyArguments(device="cuda", compile=True, cuda_graphs=True).modes
 
@@ -53,3 +68,70 @@ def test_every_mode_has_its_rows_in_the_tables(benchmark: Any) -> None:
     for mode in modes:
         assert f"| speed-up, {mode}, batch 128 " in summary
         assert f"| latency, {mode}, batch 1, contiguous " in tables
+
+
+def test_the_tables_say_how_far_each_version_is_from_the_roofline(benchmark: Any) -> None:
+    rows = [
+        [cell.strip() for cell in row.split("|")[1:-1]] for row in benchmark.tables(results(["eager"])).splitlines()
+    ]
+    assert ["bytes per forward, batch 1", "1.0 MB", "1.0 MB", "1.0 MB"] in rows
+    assert ["roofline, batch 128", "500.00 ms", "500.00 ms", "500.00 ms"] in rows
+    assert ["fraction of the roofline, eager, batch 1, contiguous", "0.06", "0.12", "0.25"] in rows
+    assert ["fraction of the roofline, eager, batch 128, contiguous", "0.12", "0.25", "0.50"] in rows
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever net of timm is asked for, it has two blocks for images of 32×32."""
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name: create(name, img_size=32, depth=2))
+
+
+def test_onnx_runtime_computes_what_the_merged_net_does(benchmark: Any, tiny: None) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model = timm.create_model("vit_tiny_patch16_224").eval()
+    benchmark.randomize_(model)
+    merged = benchmark.merged(model, benchmark.Plan(benchmark.find_sites(model).sites[:1]))
+    session = benchmark.prepared(merged, "contiguous", "ONNX Runtime", {})
+    for size in (1, 3):
+        images = torch.randn(size, 3, 32, 32)
+        with torch.no_grad():
+            expected, before = merged(images), model(images)
+        torch.testing.assert_close(session(x=images), expected, rtol=1e-4, atol=1e-3)
+        assert (session(x=images) - before).abs().max() > 0.1
+
+
+def test_each_version_is_counted_and_measured_at_each_batch_size(
+    benchmark: Any, tiny: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = []
+
+    def as_it_is(model: nn.Module, memory_format: str, mode: str, images: dict[str, Any]) -> nn.Module:
+        prepared.append((mode, memory_format))
+        return model
+
+    monkeypatch.setattr(benchmark, "prepared", as_it_is)
+    options = benchmark.LatencyArguments(levels=[1, 2], batch_sizes=[1, 4], rounds=1, onnx=True, device="cpu")
+    moves = benchmark.Peaks(macs_per_second=1e30, bytes_per_second=1e6)
+    found = benchmark.measure("vit_tiny_patch16_224", options, moves)
+
+    versions = found["versions"]
+    assert list(versions) == ["P0", "P1", "P2"]
+    for version in versions.values():
+        assert version["bytes"]["1"] < version["bytes"]["4"] < 4 * version["bytes"]["1"]  # weights are read once
+        assert version["bound_seconds"] == pytest.approx({size: n / 1e6 for size, n in version["bytes"].items()})
+    assert versions["P0"]["bytes"]["1"] > versions["P1"]["bytes"]["1"] > versions["P2"]["bytes"]["1"]
+    runs = [(run["mode"], run["batch_size"], list(run["seconds"])) for run in found["latencies"]]
+    assert runs == [(mode, size, ["P0", "P1", "P2"]) for mode in ("eager", "ONNX Runtime") for size in (1, 4)]
+    assert set(prepared) == {("eager", "contiguous"), ("ONNX Runtime", "contiguous")}
+
+
+def test_no_memory_format_is_tried_for_onnx_runtime(benchmark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "prepared", lambda model, memory_format, mode, images: model)
+    monkeypatch.setattr(benchmark, "example_inputs_of", lambda model, size: {"input": torch.zeros(size, 3, 8, 8)})
+    options = benchmark.LatencyArguments(rounds=1, onnx=True, device="cpu")
+    versions = {"P0": nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)).eval()}
+    assert list(benchmark.latency(versions, "eager", 1, options)["baseline_by_format"]) == list(benchmark.FORMATS)
+    found = benchmark.latency(versions, "ONNX Runtime", 1, options)
+    assert (found["baseline_by_format"], found["memory_format"]) == ({}, "contiguous")
