@@ -56,15 +56,16 @@ class Family(NamedTuple):
 
     width: int  # channels of the baseline where `config` says so
     multiple: int  # what widths are a multiple of
+    resolution: int  # as small as leaves its last layers 2×2 pixels
     learning_rate: float
     baseline_epochs: float
 
 
 FAMILIES = {
-    "vit": Family(64, 4, 1e-3, 8),
-    "convnext": Family(24, 2, 2e-3, 4),
-    "mobilenetv2": Family(16, 1, 3e-3, 4),
-    "resnet": Family(32, 2, 2e-3, 4),
+    "vit": Family(64, 4, 32, 1e-3, 8),
+    "convnext": Family(16, 2, 64, 2e-3, 3),
+    "mobilenetv2": Family(16, 1, 48, 3e-3, 3),
+    "resnet": Family(16, 1, 48, 2e-3, 3),
 }
 DATASETS = ("digits", "glyphs")
 PATCHES = 4
@@ -75,10 +76,9 @@ PATCHES = 4
 class Budget:
     """How much is trained, the same for every way."""
 
-    resolution: int = 32
     train_images: int = 9_776  # the digits have no more, each distorted eight times
     test_images: int = 3_600
-    epochs: float = 1.5  # of fine-tuning
+    epochs: float = 1.0  # of fine-tuning
     baseline_scale: float = 1.0  # of the baseline's epochs
     batch_size: int = 64
 
@@ -113,13 +113,13 @@ class Splits(NamedTuple):
     test: Images
 
 
-def load_images(dataset: str, budget: Budget) -> Splits:
+def load_images(dataset: str, resolution: int, budget: Budget) -> Splits:
     """Return glyphs, or digits that are rotated, moved, sheared and noisy; the same for every seed of a network."""
     count = budget.train_images + VALIDATION
     if dataset == "digits":
-        train, test = (_distorted(split, budget) for split in digits(seed=0).values())
+        train, test = (_distorted(split, resolution) for split in digits(seed=0).values())
     else:
-        found = glyphs(count + max(budget.test_images, count // 4), budget.resolution)
+        found = glyphs(count + max(budget.test_images, count // 4), resolution)
         train, test = (_in_memory(found[split]) for split in ("train", "test"))
     count = min(count, len(train))
     return Splits(train.part(VALIDATION, count), train.part(0, VALIDATION), test.part(0, budget.test_images))
@@ -130,7 +130,7 @@ def _in_memory(split: datasets.Dataset) -> Images:
     return Images(torch.tensor(pixels).permute(0, 3, 1, 2).contiguous(), torch.tensor(split["label"]))
 
 
-def _distorted(split: datasets.Dataset, budget: Budget) -> Images:
+def _distorted(split: datasets.Dataset, resolution: int) -> Images:
     """Return every digit of `split` several times, each time distorted anew: all of the first ones, then the others."""
     generator = torch.Generator().manual_seed(0)
     copies = DIGITS_COPIES
@@ -141,7 +141,7 @@ def _distorted(split: datasets.Dataset, budget: Budget) -> Images:
         moved = torch.stack([move(image) for _ in range(copies) for image in clean])
     small = v2.functional.resize(moved, [DIGITS_SIZE] * 2, antialias=True).float()
     noisy = small + 127.5 * DIGITS_NOISE * torch.randn(small.shape, generator=generator)
-    noisy = v2.functional.resize(noisy.clamp(0, 255), [budget.resolution] * 2, antialias=True)
+    noisy = v2.functional.resize(noisy.clamp(0, 255), [resolution] * 2, antialias=True)
     labels = torch.tensor(split["label"]).repeat(copies)
     places, kept = torch.arange(len(noisy)).view(copies, -1), VALIDATION // copies
     # validation shares no digit with training
@@ -149,9 +149,9 @@ def _distorted(split: datasets.Dataset, budget: Budget) -> Images:
     return Images(noisy.clamp(0, 255).byte()[order], labels[order])
 
 
-def config_of(family: str, resolution: int, num_labels: int, width: int | None = None) -> PreTrainedConfig:
+def config_of(family: str, num_labels: int, width: int | None = None) -> PreTrainedConfig:
     """Return the configuration of a network, of the baseline's width or another one."""
-    width = width or FAMILIES[family].width
+    width, resolution = width or FAMILIES[family].width, FAMILIES[family].resolution
     timm_args: dict[str, Any] = {}
     if family == "mobilenetv2":  # transformers' own: the width of timm's is in its name
         return MobileNetV2Config(
@@ -172,6 +172,7 @@ def config_of(family: str, resolution: int, num_labels: int, width: int | None =
     else:
         architecture = "resnet18"
         timm_args |= {"layers": (2, 3, 4, 3), "channels": tuple(width * factor for factor in (1, 2, 3, 4))}
+        timm_args |= {"stem_type": "deep", "stem_width": max(width // 2, 1)}  # a stem that is small beside the blocks
     return TimmWrapperConfig(
         architecture=architecture, model_args=timm_args, num_labels=num_labels, image_size=resolution
     )

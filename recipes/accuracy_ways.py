@@ -74,7 +74,7 @@ class Bench:
         """Return the baseline, trained if it has not been yet."""
         folder, family = self.folder / "baseline", FAMILIES[self.family]
         if not (folder / "config.json").is_file():
-            model = untrained(config_of(self.family, self.budget.resolution, self.labels), self.seed)
+            model = untrained(config_of(self.family, self.labels), self.seed)
             settings = options(self.budget, folder, self.baseline_epochs, family.learning_rate, self.seed)
             trained(model, self.splits.train, settings).save_pretrained(folder)
         model = AutoModelForImageClassification.from_pretrained(folder)
@@ -112,7 +112,7 @@ class Bench:
     def build(self, network: Network, model: nn.Module) -> nn.Module:
         """Return what is made of the baseline `model`, as it is run afterwards, before any training."""
         if network.way == SMALLER:
-            config = config_of(self.family, self.budget.resolution, self.labels, int(network.amount))
+            config = config_of(self.family, self.labels, int(network.amount))
             return untrained(config, self.seed).eval()
         if network.way == TORCH_PRUNING:
             return thinned(model, network.amount)

@@ -13,7 +13,7 @@ command goes on where it was interrupted, and several may run side by side with 
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -219,7 +219,7 @@ def runtimes(bench: Bench, record: Record, options: AccuracyArguments) -> None:
         record.do("runtimes", name, lambda: measure_runtimes(build(), [options.batch_size], options.rounds))  # noqa: B023
 
 
-def benches(options: AccuracyArguments, splits: Splits) -> Iterator[tuple[Bench, Record]]:
+def benches(options: AccuracyArguments, splits: Mapping[str, Splits]) -> Iterator[tuple[Bench, Record]]:
     """Yield the baselines, seed by seed, with what is known of each."""
     folder = Path(options.folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -229,7 +229,7 @@ def benches(options: AccuracyArguments, splits: Splits) -> Iterator[tuple[Bench,
     for seed in options.seeds:
         for family in options.families:
             name = f"{options.dataset}-{family}-{seed}"
-            bench = Bench(family, seed, options.budget, splits, folder / name)
+            bench = Bench(family, seed, options.budget, splits[family], folder / name)
             yield bench, Record(folder / f"{name}.json", conditions)
 
 
@@ -239,7 +239,9 @@ def main() -> None:
     logging.disable_progress_bar()
     datasets.disable_progress_bars()
     torch.set_num_threads(1)
-    splits = load_images(options.dataset, options.budget)
+    splits = {
+        family: load_images(options.dataset, FAMILIES[family].resolution, options.budget) for family in options.families
+    }
     for stage in map(globals().__getitem__, options.stages):
         for bench, record in benches(options, splits):
             stage(bench, record, options)

@@ -73,7 +73,7 @@ def accuracy_part() -> list[str]:
         known = next(iter(found.values()))[0]["conditions"]
         text = f"""
             **Is it better than what you would do instead?** `python recipes/benchmark_accuracy.py --dataset {dataset}`:
-            {known["train_images"]:,} images of {known["resolution"]} pixels, {known["test_images"]:,} held out,
+            {known["train_images"]:,} images, {known["test_images"]:,} held out,
             {known["epochs"]:g} epochs of fine-tuning. UPDP with its defaults at three levels, a third of the sites,
             two thirds, all; the others at the same latency, measured: {known["device"]}, float32, eager,
             {known["threads"]} thread, batch {known["batch_size_of_latency"]}, torch {known["versions"]["torch"]}.
