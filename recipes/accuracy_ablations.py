@@ -28,7 +28,6 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "cosine ramp": {"ramp": "cosine"},
     "ramp over 25 %": {"ramp_end": 0.25},
     "ramp over 75 %": {"ramp_end": 0.75},
-    "ramp over 100 %": {"ramp_end": 1.0},
     "end activation": {"end_activation": "gelu"},
 }
 """Options of `UPDPTrainingArguments` that are others than in UPDP as shipped."""
@@ -54,5 +53,6 @@ def plan_for(
 def _plan_of_supernet(bench: Bench, network: Network, model: nn.Module, rate: float) -> Plan:
     """Train a supernet as long as `supernet_fraction` says by default, and search it."""
     settings = options(bench.budget, bench.folder / "supernet", bench.budget.epochs, rate, bench.seed)
-    args = UPDPTrainingArguments(**settings, num_pruned_blocks=int(network.amount), selector="supernet")
+    asked = {"num_pruned_blocks": int(network.amount), "selector": "supernet"}
+    args = UPDPTrainingArguments(**settings, **asked, calibration_size=bench.budget.calibration_images)
     return UPDPTrainer(model=model, args=args, train_dataset=bench.splits.train).select()

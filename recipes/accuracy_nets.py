@@ -62,7 +62,7 @@ class Family(NamedTuple):
 
 
 FAMILIES = {
-    "vit": Family(64, 4, 32, 1e-3, 8),
+    "vit": Family(64, 4, 32, 1e-3, 12),
     "convnext": Family(16, 2, 64, 2e-3, 3),
     "mobilenetv2": Family(16, 1, 48, 3e-3, 3),
     "resnet": Family(16, 1, 48, 2e-3, 3),
@@ -81,6 +81,7 @@ class Budget:
     epochs: float = 1.0  # of fine-tuning
     baseline_scale: float = 1.0  # of the baseline's epochs
     batch_size: int = 64
+    calibration_images: int = 256
 
 
 class Images(Dataset):

@@ -29,7 +29,6 @@ WAYS = (UPDP, ABRUPT, DROP, TORCH_PRUNING, SMALLER)
 channels left out by Torch-Pruning; a narrower network from scratch, for as many steps as baseline and fine-tuning."""
 AT_ONCE = {"ramp": "constant", "ramp_end": 0.0}
 LEVELS = 3
-CALIBRATION_IMAGES = 256
 ROUND_TO = 4
 """Channels that are left are a multiple of it, as the documentation of Torch-Pruning advises."""
 BISECTIONS = 5
@@ -86,8 +85,8 @@ class Bench:
 
     def sample(self) -> list[dict[str, Tensor]]:
         """Return the images that selection and calibration see."""
-        images = self.splits.train.part(0, CALIBRATION_IMAGES)
-        return list(DataLoader(images, batch_size=CALIBRATION_IMAGES))
+        count = self.budget.calibration_images
+        return list(DataLoader(self.splits.train.part(0, count), batch_size=count))
 
     def plan(self, model: nn.Module, count: int, form: Form = Form.MERGE, selector: str = "greedy") -> Plan:
         """Return the plan that closes `count` sites of `model`."""
@@ -131,7 +130,7 @@ class Bench:
         if network.way in (TORCH_PRUNING, SMALLER):
             result = trained(self.build(network, model), self.splits.train, settings)
         else:
-            settings |= {} if network.way == UPDP else AT_ONCE
+            settings |= {"calibration_size": self.budget.calibration_images, **({} if network.way == UPDP else AT_ONCE)}
             settings |= {"plan": self.plan_of(network, model)} if pruning is None else pruning
             result = pruned(model, self.splits.train, settings)
         found = {"learning_rate": learning_rate, "epochs": epochs}

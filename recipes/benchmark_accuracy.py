@@ -72,7 +72,7 @@ class AccuracyArguments:
 
     @property
     def budget(self) -> Budget:
-        return Budget(train_images=512, test_images=512, epochs=1, baseline_scale=0.25) if self.quick else Budget()
+        return Budget(256, 256, baseline_scale=0.25, calibration_images=32) if self.quick else Budget()
 
 
 class Record:
