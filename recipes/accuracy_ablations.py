@@ -8,8 +8,6 @@ from accuracy_ways import AT_ONCE, Bench, Network
 from torch import nn
 
 from updp_hf import Plan, UPDPTrainer, UPDPTrainingArguments
-from updp_hf.core.sites import Form
-from updp_hf.surgery import require_sites
 
 __all__ = ["ABLATED", "ABLATIONS", "ABLATION_SEEDS", "LEVEL", "plan_for"]
 
@@ -22,7 +20,6 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "blocks of a supernet": {"selector": "supernet"},
     "soft distillation": {"distillation": "soft"},
     "hard distillation": {"distillation": "hard"},
-    "norm kept": {"form": Form.MERGE_KEEP_NORM},
     "closed-form start": {"start": "fit"},
     "closed-form start, at once": {"start": "fit", **AT_ONCE},
     "cosine ramp": {"ramp": "cosine"},
@@ -31,7 +28,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "end activation": {"end_activation": "gelu"},
 }
 """Options of `UPDPTrainingArguments` that are others than in UPDP as shipped."""
-_OF_PLAN = ("selector", "form", "start", "end_activation")
+_OF_PLAN = ("selector", "start", "end_activation")
 
 
 def plan_for(
@@ -43,9 +40,6 @@ def plan_for(
         plan = _plan_of_supernet(bench, network, model, rate)
     else:
         plan = bench.plan_of(replace(network, blocks=selector), model)
-    if "form" in changes:
-        sites = require_sites(model, changes["form"])
-        plan = replace(plan, sites=tuple(site for site in sites if site.block in plan.blocks))
     plan = replace(plan, **{name: changes[name] for name in ("start", "end_activation") if name in changes})
     return plan, {name: value for name, value in changes.items() if name not in _OF_PLAN}
 

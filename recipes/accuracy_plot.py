@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from accuracy_tables import NAMES, Record, finished, points_of
-from accuracy_ways import ABRUPT, DROP, SMALLER, TORCH_PRUNING, UPDP
+from accuracy_ways import ABRUPT, BATCH_NORM, DROP, SMALLER, TORCH_PRUNING, UPDP
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -15,6 +15,7 @@ __all__ = ["plot"]
 PAPER, INK = "#ffffff", "#24292f"
 LOOKS: dict[str, dict[str, Any]] = {
     UPDP: {"color": "#0969da", "marker": "o", "linewidth": 2},
+    BATCH_NORM: {"color": "#54aeff", "marker": "o", "linestyle": "--"},
     ABRUPT: {"color": "#bf3989", "marker": "v"},
     DROP: {"color": "#8c959f", "marker": "s"},
     TORCH_PRUNING: {"color": "#bc4c00", "marker": "^"},

@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from accuracy_ways import ABRUPT, DROP, SMALLER, TORCH_PRUNING, UPDP, WAYS
+from accuracy_ways import ABRUPT, BATCH_NORM, DROP, SMALLER, TORCH_PRUNING, UPDP, WAYS
 from conditions import write_json
 
 from updp_hf.report import side_by_side
@@ -18,6 +18,7 @@ Record = Mapping[str, Any]
 
 NAMES = {
     UPDP: "UPDP",
+    BATCH_NORM: "UPDP, norms to BatchNorms",
     ABRUPT: "all at once",
     DROP: "blocks dropped",
     TORCH_PRUNING: "Torch-Pruning",
@@ -48,14 +49,8 @@ def points_of(record: Record, way: str) -> list[tuple[float, float]]:
     for network in networks:
         run = record.get("runs", {}).get(key_of(network))
         if network["way"] == way and run:
-            points.append((seconds_of(network, record), run["test_accuracy"]))
+            points.append((network["seconds"], run["test_accuracy"]))
     return points
-
-
-def seconds_of(network: Mapping[str, Any], record: Record) -> float:
-    """Return the latency of a network; all at once or not, UPDP's is one and the same."""
-    own = level_of(record, UPDP, network["level"]) if network["way"] == ABRUPT else network
-    return float((own or network)["seconds"])
 
 
 def key_of(network: Mapping[str, Any]) -> str:

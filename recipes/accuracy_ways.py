@@ -16,17 +16,19 @@ from transformers import AutoModelForImageClassification, PreTrainedModel
 from updp_hf import Plan, calibrate_, close_, gate_, merge
 from updp_hf.core.budget import Choice, Demand
 from updp_hf.core.cost import count_macs, count_parameters, measure_latency
-from updp_hf.core.sites import Form
+from updp_hf.core.sites import DEFAULT_FORM, Form
 from updp_hf.inputs import example_inputs_of
 from updp_hf.selectors import selector_by_name
 from updp_hf.surgery import require_sites
 
 __all__ = ["WAYS", "Bench", "Network", "cost", "networks_of"]
 
-UPDP, ABRUPT, DROP, TORCH_PRUNING, SMALLER = "updp", "abrupt", "block drop", "torch-pruning", "smaller"
-WAYS = (UPDP, ABRUPT, DROP, TORCH_PRUNING, SMALLER)
-"""Annealed and merged; the same with all non-linearities gone at once (as DepthShrinker does); whole blocks left out;
-channels left out by Torch-Pruning; a narrower network from scratch, for as many steps as baseline and fine-tuning."""
+UPDP, BATCH_NORM, ABRUPT = "updp", "batch norm", "abrupt"
+DROP, TORCH_PRUNING, SMALLER = "block drop", "torch-pruning", "smaller"
+WAYS = (UPDP, BATCH_NORM, ABRUPT, DROP, TORCH_PRUNING, SMALLER)
+"""Annealed and merged as by default; the same with norms that become BatchNorms, as in the paper; as by default with all
+non-linearities gone at once, which is DepthShrinker's way; whole blocks left out; channels left out by Torch-Pruning; a
+narrower network from scratch, for as many steps as baseline and fine-tuning together."""
 AT_ONCE = {"ramp": "constant", "ramp_end": 0.0}
 LEVELS = 3
 ROUND_TO = 4
@@ -88,7 +90,7 @@ class Bench:
         count = self.budget.calibration_images
         return list(DataLoader(self.splits.train.part(0, count), batch_size=count))
 
-    def plan(self, model: nn.Module, count: int, form: Form = Form.MERGE, selector: str = "greedy") -> Plan:
+    def plan(self, model: nn.Module, count: int, form: Form = DEFAULT_FORM, selector: str = "greedy") -> Plan:
         """Return the plan that closes `count` sites of `model`."""
         sites = require_sites(model, form)
         if selector == "greedy":
@@ -118,8 +120,14 @@ class Bench:
         return merged(model, self.plan_of(network, model), self.sample())
 
     def plan_of(self, network: Network, model: nn.Module) -> Plan:
-        form = Form.BLOCK_DROP if network.way == DROP else Form.MERGE
+        form = {DROP: Form.BLOCK_DROP, BATCH_NORM: Form.MERGE}.get(network.way, DEFAULT_FORM)
         return self.plan(model, int(network.amount), form, network.blocks)
+
+    def forms(self, model: nn.Module) -> list[Form]:
+        """Return the forms that are compared: UPDP's as in the paper only where there is a norm that it replaces."""
+        default, paper = (require_sites(model, form) for form in (DEFAULT_FORM, Form.MERGE))
+        replaces_norms = [site.run for site in default] != [site.run for site in paper]
+        return [DEFAULT_FORM, *([Form.MERGE] if replaces_norms else []), Form.BLOCK_DROP]
 
     def run(
         self, network: Network, model: nn.Module, learning_rate: float, pruning: Mapping[str, Any] | None = None
@@ -130,7 +138,8 @@ class Bench:
         if network.way in (TORCH_PRUNING, SMALLER):
             result = trained(self.build(network, model), self.splits.train, settings)
         else:
-            settings |= {"calibration_size": self.budget.calibration_images, **({} if network.way == UPDP else AT_ONCE)}
+            annealed = network.way in (UPDP, BATCH_NORM)
+            settings |= {"calibration_size": self.budget.calibration_images, **({} if annealed else AT_ONCE)}
             settings |= {"plan": self.plan_of(network, model)} if pruning is None else pruning
             result = pruned(model, self.splits.train, settings)
         found = {"learning_rate": learning_rate, "epochs": epochs}
@@ -192,13 +201,15 @@ def cost(model: nn.Module) -> dict[str, int]:
 def networks_of(bench: Bench, model: PreTrainedModel, batch_size: int, rounds: int) -> Iterator[Network]:
     """Yield the networks to be compared: UPDP's levels, and what is as fast in the other ways."""
     images = [example_inputs_of(model, batch_size)]
-    sites = len(require_sites(model, Form.MERGE))
+    sites = len(require_sites(model, DEFAULT_FORM))
     counts = [-(-sites * level // LEVELS) for level in range(1, LEVELS + 1)]
     levels = {level: Network(UPDP, count, level) for level, count in enumerate(counts, 1)}
     built = {level: bench.build(network, model) for level, network in levels.items()}
     for level, network in levels.items():
         yield network
         yield Network(ABRUPT, network.amount, level)
+        if Form.MERGE in bench.forms(model):
+            yield Network(BATCH_NORM, network.amount, level)
 
     def ratio(level: int, candidate: Network) -> float:
         """Measure how much longer the candidate takes than UPDP at this level."""

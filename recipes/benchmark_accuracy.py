@@ -14,7 +14,7 @@ command goes on where it was interrupted, and several may run side by side with 
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,13 @@ from accuracy_ablations import ABLATED, ABLATION_SEEDS, ABLATIONS, LEVEL, plan_f
 from accuracy_nets import DATASETS, FAMILIES, Budget, Splits, held_out, load_images
 from accuracy_plot import plot
 from accuracy_tables import finished, gathered, summary, write_tables
-from accuracy_ways import SMALLER, UPDP, Bench, Network, cost, merged, networks_of
+from accuracy_ways import ABRUPT, SMALLER, UPDP, Bench, Network, cost, merged, networks_of
 from conditions import conditions_of
 from torch import nn
 from transformers.utils import logging
 
 from updp_hf.arguments import parse_arguments
 from updp_hf.core.cost import measure_latency
-from updp_hf.core.sites import Form
 from updp_hf.inputs import example_inputs_of
 from updp_hf.runtimes import measure_runtimes
 
@@ -115,7 +114,7 @@ def baselines(bench: Bench, record: Record, options: AccuracyArguments) -> None:
 def blocks(bench: Bench, record: Record, options: AccuracyArguments) -> None:
     """Put sites and blocks in the order in which they are pruned."""
     model = bench.baseline()
-    for form in (Form.MERGE, Form.BLOCK_DROP):
+    for form in bench.forms(model):
         record.do("blocks", form, lambda: bench.order(model, form))  # noqa: B023
 
 
@@ -125,12 +124,15 @@ def sizes(bench: Bench, record: Record, options: AccuracyArguments) -> None:
     def step() -> list[dict[str, Any]]:
         model = bench.baseline()
         networks = list(networks_of(bench, model, options.batch_size, options.rounds))
-        built = {"baseline": model, **{network.key: bench.build(network, model) for network in networks}}
+        # At once or annealed, what is left is one and the same network.
+        built = {network.key: bench.build(network, model) for network in networks if network.way != ABRUPT}
         images = [example_inputs_of(model, options.batch_size)]
-        seconds = {name: found[0] for name, found in measure_latency(built, images, rounds=options.rounds).items()}
-        entries = [("baseline", {"way": "baseline", "amount": 0, "level": 0})]
-        entries += [(network.key, asdict(network)) for network in networks]
-        return [{**entry, "seconds": seconds[name], **cost(built[name])} for name, entry in entries]
+        medians = measure_latency({"baseline": model, **built}, images, rounds=options.rounds)
+        entries = [{"way": "baseline", "amount": 0, "level": 0, "seconds": medians["baseline"][0], **cost(model)}]
+        for network in networks:
+            same = replace(network, way=UPDP) if network.way == ABRUPT else network
+            entries.append({**asdict(network), "seconds": medians[same.key][0], **cost(built[same.key])})
+        return entries
 
     record.do("sizes", "networks", step)
 
@@ -212,7 +214,7 @@ def runtimes(bench: Bench, record: Record, options: AccuracyArguments) -> None:
     if bench.seed != 0:
         return
     model = bench.baseline()
-    networks = [network for network in networks_in(record) if network.way not in ("abrupt",)]
+    networks = [network for network in networks_in(record) if network.way != ABRUPT]
     built: dict[str, Callable[[], nn.Module]] = {"baseline": lambda: model}
     built |= {network.key: lambda network=network: bench.build(network, model) for network in networks}
     for name, build in built.items():

@@ -19,7 +19,7 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, logging
 from updp_hf.card import CARD_NAME, add_card, is_generated, write_card
 from updp_hf.checkpoints import gated_model_in
 from updp_hf.core.cost import measure_latency
-from updp_hf.core.sites import Form
+from updp_hf.core.sites import DEFAULT_FORM, Form
 from updp_hf.export import export_onnx
 from updp_hf.files import save_merged
 from updp_hf.hub import push_folder
@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         "--form",
         action="append",
         choices=[form.value for form in Form],
-        help=f"what pruning leaves of a block, may be given several times (default: {Form.MERGE})",
+        help=f"what pruning leaves of a block, may be given several times (default: {DEFAULT_FORM})",
     )
     sites.add_argument(
         "--cost",
@@ -142,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _sites(args: argparse.Namespace) -> None:
     _refuse_below_one("--batch_size", args.batch_size)
-    forms = [Form(form) for form in dict.fromkeys(args.form or [Form.MERGE])]
+    forms = [Form(form) for form in dict.fromkeys(args.form or [DEFAULT_FORM])]
     print(sites_table(_load(args.model), args.model, forms, args.batch_size if args.cost == "latency" else None))
 
 

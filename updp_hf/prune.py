@@ -11,7 +11,7 @@ from updp_hf.calibration import calibrate_, correct_head_, recalibrate_batch_nor
 from updp_hf.core.budget import Budget
 from updp_hf.core.cost import LatencyTable
 from updp_hf.core.plan import Plan
-from updp_hf.core.sites import Form, Site
+from updp_hf.core.sites import DEFAULT_FORM, Form, Site
 from updp_hf.inputs import base_model_of, check_batches, model_inputs
 from updp_hf.merging import merge
 from updp_hf.scoring import divergence, log_probabilities
@@ -32,7 +32,7 @@ def prune(
     calibration_batches: Iterable[Mapping[str, Any] | Tensor],
     budget: Budget,
     *,
-    form: Form | str = Form.MERGE_KEEP_NORM,
+    form: Form | str = DEFAULT_FORM,
     selector: str = "greedy",
     batch_size: int = 1,
     seed: int = 0,

@@ -17,7 +17,7 @@ from updp_hf.core.gating import build_gates
 from updp_hf.core.graph import stock_modules, trace
 from updp_hf.core.modes import open_gates
 from updp_hf.core.plan import Plan, PlanError
-from updp_hf.core.sites import Form, Refusal, Site
+from updp_hf.core.sites import DEFAULT_FORM, Form, Refusal, Site
 from updp_hf.core.structure import Structure
 from updp_hf.inputs import example_inputs_of
 from updp_hf.layout_updp import (
@@ -57,7 +57,7 @@ class FoundSites(NamedTuple):
 
 def find_sites(
     model: nn.Module,
-    forms: Iterable[Form | str] = (Form.MERGE,),
+    forms: Iterable[Form | str] = (DEFAULT_FORM,),
     *,
     example_inputs: Mapping[str, Tensor] | None = None,
     latencies: LatencyTable | None = None,

@@ -9,7 +9,7 @@ from transformers.trainer_utils import HubStrategy
 from updp_hf.core.budget import Budget
 from updp_hf.core.plan import Plan, PlanError
 from updp_hf.core.policy import ramp
-from updp_hf.core.sites import Form
+from updp_hf.core.sites import DEFAULT_FORM, Form
 from updp_hf.layout_updp import END_ACTIVATIONS
 from updp_hf.selectors import SELECTORS
 
@@ -66,7 +66,7 @@ class UPDPTrainingArguments(TrainingArguments):
         metadata={"help": "Prune the supernet's weights, for the selector of that name, and not the checkpoint's."},
     )
     form: str = field(
-        default=Form.MERGE.value,
+        default=DEFAULT_FORM.value,
         metadata={"help": "What pruning leaves of a block.", "choices": [form.value for form in Form]},
     )
     cost: str = field(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-__all__ = ["Form", "Refusal", "Site", "outermost"]
+__all__ = ["DEFAULT_FORM", "Form", "Refusal", "Site", "outermost"]
 
 
 class Form(StrEnum):
@@ -28,6 +28,10 @@ class Form(StrEnum):
     def merges(self) -> bool:
         """Whether a run of affine maps is folded into one."""
         return self in (Form.MERGE, Form.MERGE_KEEP_NORM, Form.MERGE_WHOLE_KERNELS)
+
+
+DEFAULT_FORM = Form.MERGE_KEEP_NORM
+"""Measured: it is as fast as `merge` and keeps more accuracy where there is a norm to keep."""
 
 
 @dataclass(frozen=True)
