@@ -26,9 +26,9 @@ __all__ = ["WAYS", "Bench", "Network", "cost", "networks_of"]
 UPDP, BATCH_NORM, ABRUPT = "updp", "batch norm", "abrupt"
 DROP, TORCH_PRUNING, SMALLER = "block drop", "torch-pruning", "smaller"
 WAYS = (UPDP, BATCH_NORM, ABRUPT, DROP, TORCH_PRUNING, SMALLER)
-"""Annealed and merged as by default; the same with norms that become BatchNorms, as in the paper; as by default with all
-non-linearities gone at once, which is DepthShrinker's way; whole blocks left out; channels left out by Torch-Pruning; a
-narrower network from scratch, for as many steps as baseline and fine-tuning together."""
+"""Annealed and merged as by default; the same with norms that become BatchNorms, as in the paper; as by default with
+all non-linearities gone at once, which is DepthShrinker's way; whole blocks left out; channels left out by
+Torch-Pruning; a narrower network from scratch, for as many steps as baseline and fine-tuning together."""
 AT_ONCE = {"ramp": "constant", "ramp_end": 0.0}
 LEVELS = 3
 ROUND_TO = 4

@@ -24,6 +24,7 @@ from transformers.utils import logging
 
 from updp_hf import Budget, LatencyTable, UPDPForImageClassification, cli, find_sites, prune
 from updp_hf.core.cost import count_macs, count_parameters
+from updp_hf.core.sites import DEFAULT_FORM
 from updp_hf.inputs import example_inputs_of
 
 ROOT = Path(__file__).parent.parent
@@ -116,15 +117,15 @@ def test_rows_are_what_find_sites_finds(build, tmp_path, capsys):
     assert number(facts["MACs per image"]) == pytest.approx(macs / 1e6, abs=0.05)
     assert number(facts["latency, batch 2"]) == pytest.approx(2e-3 * parameters, abs=0.005)
 
-    assert list(rows) == [*(str(index) for index in range(len(sites))), "merge"]
+    assert list(rows) == [*(str(index) for index in range(len(sites))), DEFAULT_FORM]
     for row, site in zip(rows.values(), sites, strict=False):
         assert (row["block"], row["form"], row["pays"]) == (site.block, site.form, "yes" if site.pays else "no")
         assert [f"{site.block}.{slot}" for slot in row["closes"].split(", ")] == [*site.norms, *site.activations]
         assert_saves(row, site.macs_saved, site.params_saved, site.seconds_saved, macs, parameters)
     paying = [site for site in sites if site.pays]
-    assert rows["merge"]["block"] == f"{len(paying)} of {len(sites)} sites pay"
+    assert rows[DEFAULT_FORM]["block"] == f"{len(paying)} of {len(sites)} sites pay"
     sums = [sum(getattr(site, f"{what}_saved") for site in paying) for what in ("macs", "params", "seconds")]
-    assert_saves(rows["merge"], *sums, macs, parameters)
+    assert_saves(rows[DEFAULT_FORM], *sums, macs, parameters)
 
 
 def assert_saves(row, macs_saved, params_saved, seconds_saved, macs, parameters):
@@ -190,7 +191,7 @@ def test_blocks_refused_for_the_same_reason_share_a_line(tmp_path, capsys):
     assert [refusal.block for refusal in refused] == [f"base.vit.layers.{layer}" for layer in range(1, 6)]
     reason = refused[0].reason.replace("base.vit.layers.1.", "")
     named = ", ".join(refusal.block for refusal in refused[:3])
-    assert line == f"- {named} and 2 more (merge): {reason}."
+    assert line == f"- {named} and 2 more ({DEFAULT_FORM}): {reason}."
 
 
 def test_nothing_found_is_one_sentence_and_the_reasons(tmp_path, capsys):
@@ -199,15 +200,15 @@ def test_nothing_found_is_one_sentence_and_the_reasons(tmp_path, capsys):
     status, printed, _ = run(capsys, tmp_path)
     _, sentence, reasons = printed.split("\n\n")
     assert status == 0
-    assert sentence == "TimmWrapperForImageClassification has no site of the form merge. Try another --form."
-    assert "- timm_model.blocks.0, timm_model.blocks.1 (merge): looked for two Linears" in reasons
+    assert sentence == f"TimmWrapperForImageClassification has no site of the form {DEFAULT_FORM}. Try another --form."
+    assert f"- timm_model.blocks.0, timm_model.blocks.1 ({DEFAULT_FORM}): looked for two Linears" in reasons
 
 
 def test_a_model_without_blocks_is_told_so(tmp_path, capsys):
     vit(num_hidden_layers=0).save_pretrained(tmp_path)
     _, printed, _ = run(capsys, tmp_path)
     assert printed.endswith(
-        "\n\nViTForImageClassification has no site of the form merge, for no repeated blocks with Linears or "
+        f"\n\nViTForImageClassification has no site of the form {DEFAULT_FORM}, for no repeated blocks with Linears or "
         "convolutions were found. Try another --form.\n"
     )
 
