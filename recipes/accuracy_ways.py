@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from updp_hf import Plan, calibrate_, close_, gate_, merge
+from updp_hf.checkpoints import appearing_whole
 from updp_hf.core.budget import Choice, Demand
 from updp_hf.core.cost import count_macs, count_parameters, measure_latency
 from updp_hf.core.sites import DEFAULT_FORM, Form
@@ -74,10 +75,13 @@ class Bench:
     def baseline(self) -> PreTrainedModel:
         """Return the baseline, trained if it has not been yet."""
         folder, family = self.folder / "baseline", FAMILIES[self.family]
-        if not (folder / "config.json").is_file():
+        if not folder.is_dir():
             model = untrained(config_of(self.family, self.labels), self.seed)
-            settings = options(self.budget, folder, self.baseline_epochs, family.learning_rate, self.seed)
-            trained(model, self.splits.train, settings).save_pretrained(folder)
+            place = self.folder / "training"
+            settings = options(self.budget, place, self.baseline_epochs, family.learning_rate, self.seed)
+            model = trained(model, self.splits.train, settings)
+            with appearing_whole(folder) as unfinished:
+                model.save_pretrained(unfinished)
         model = AutoModelForImageClassification.from_pretrained(folder)
         return model.eval()
 

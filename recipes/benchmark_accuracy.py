@@ -232,7 +232,7 @@ def benches(options: AccuracyArguments, splits: Mapping[str, Splits]) -> Iterato
         for family in options.families:
             name = f"{options.dataset}-{family}-{seed}"
             bench = Bench(family, seed, options.budget, splits[family], folder / name)
-            yield bench, Record(folder / f"{name}.json", conditions)
+            yield bench, Record(folder / f"{name}.json", {**conditions, "network": FAMILIES[family]._asdict()})
 
 
 def main() -> None:

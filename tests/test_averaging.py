@@ -83,7 +83,7 @@ class Seen(TrainerCallback):
 @pytest.mark.parametrize("build", [vit, resnet])
 def test_the_average_is_evaluated_and_is_left_after_training(build, tmp_path):
     by_hand, seen = ByHand(), Seen()
-    plan = Plan(find_sites(build()).sites[-1:])
+    plan = Plan(find_sites(build(), ["merge"]).sites[-1:])
     run = trainer(
         tmp_path,
         build(),

@@ -155,7 +155,7 @@ def test_processor_report_and_card_lie_beside_the_merged_model(run_of_training, 
 
 def test_without_a_processor_none_is_made_up(tmp_path, capsys):
     model = vit()
-    gate_(model, Plan(find_sites(model).sites[:1]))
+    gate_(model, Plan(find_sites(model, ["merge"]).sites[:1]))
     close_(model)
     save_checkpoint(model, tmp_path / "checkpoint-1")
     assert run(capsys, "merge", tmp_path / "checkpoint-1", tmp_path / "merged")[0] == 0

@@ -490,7 +490,7 @@ def test_model_without_sites_says_what_was_looked_for():
 def test_what_looks_like_a_run_is_refused_with_the_reason(name: str):
     build, reason = REFUSED[name]
     model = build().eval()
-    found = find_sites(model, example_inputs=model_inputs(model, torch.randn(1, 3, *SIZE)))
+    found = find_sites(model, ["merge"], example_inputs=model_inputs(model, torch.randn(1, 3, *SIZE)))
     assert not found.sites
     assert reason in found.refused[-1].reason
 
@@ -503,7 +503,7 @@ def test_model_without_blocks_is_refused():
 
 def test_model_without_a_known_image_size_is_refused():
     with pytest.raises(ValueError, match="give `example_inputs`"):
-        find_sites(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)))
+        find_sites(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), ["merge"])
 
 
 def test_half_open_model_is_not_merged():

@@ -46,7 +46,7 @@ def images_in(batches):
 
 def gated(name, **plan):
     model = tiny_model(name)
-    gate_(model, Plan(tuple(site for site in find_sites(model).sites if site.pays), **plan))
+    gate_(model, Plan(tuple(site for site in find_sites(model, ["merge"]).sites if site.pays), **plan))
     calibrate_(model, images_in(batches_for(model)))
     return model
 
@@ -156,7 +156,7 @@ def test_statistics_of_the_open_network_do_not_help_a_closed_one(models):
 def test_the_last_batch_may_be_a_single_image():
     """Whose feature map of one pixel, as mobilenet has it here, is one value a channel."""
     model = mobilenet()
-    gate_(model, Plan(find_sites(model).sites[-1:]))
+    gate_(model, Plan(find_sites(model, ["merge"]).sites[-1:]))
     images = RandomImages(17)
     parts = zip(images.images.split(16), images.labels.split(16), strict=True)
     score = label_fit(model, [{"pixel_values": pixels, "labels": labels} for pixels, labels in parts])

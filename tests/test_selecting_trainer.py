@@ -39,7 +39,7 @@ def test_selecting_returns_the_plan_alone_and_training_follows_it(tmp_path, sele
 
 
 def test_selecting_returns_the_plan_given(tmp_path):
-    plan = Plan(find_sites(vit()).sites[:1])
+    plan = Plan(find_sites(vit(), ["merge"]).sites[:1])
     assert trainer(tmp_path, plan=plan).select() == plan
 
 
@@ -51,7 +51,7 @@ SUPERNET_TAKES_LONG = pytest.param("supernet", marks=pytest.mark.slow)
 @pytest.mark.parametrize("build", [vit, mobilenet])
 def test_budgets_of_cost_are_kept(tmp_path, selector, name, build):
     model = build()
-    before, sites = cost(model, name), find_sites(model).sites
+    before, sites = cost(model, name), find_sites(model, ["merge"]).sites
     useful = [s for site in sites if (s := site.macs_saved if name == "macs" else site.params_saved) > 0]
     left = 1 - 0.5 * sum(useful) / before
     run = trainer(tmp_path, model, selector=selector, max_steps=2, **NO_BLOCKS, **{f"target_{name}": left})
@@ -135,7 +135,7 @@ def test_the_four_steps_end_in_a_merged_model(tmp_path):
     assert len(lines) == 6  # of 4 sites, 2
     scores = {tuple(choice): score for choice, score in map(json.loads, lines)}
     best = max(scores, key=scores.get)
-    assert [site.block for site in run.plan.sites] == [find_sites(resnet()).sites[i].block for i in best]
+    assert [site.block for site in run.plan.sites] == [find_sites(resnet(), ["merge"]).sites[i].block for i in best]
     assert json.loads(head)["images"] == 16
 
 

@@ -176,7 +176,7 @@ def test_taylor_is_the_sum_of_gradient_times_weight(form, labelled):
 
 def test_taylor_takes_images_that_are_mere_tensors():
     model = vit()
-    sites = find_sites(model).sites
+    sites = find_sites(model, ["merge"]).sites
     images = RandomImages().images
     found = taylor_importances(model, sites, images.split(8))
     assert found == pytest.approx(taylor_importances(model, sites, [{"pixel_values": images}]), rel=1e-4)
@@ -184,7 +184,7 @@ def test_taylor_takes_images_that_are_mere_tensors():
 
 def test_taylor_is_deterministic_to_the_last_bit():
     model = vit()
-    sites = find_sites(model).sites
+    sites = find_sites(model, ["merge"]).sites
     assert len({tuple(taylor_importances(model, sites, [RandomImages().images])) for _ in range(8)}) == 1
 
 
@@ -194,7 +194,7 @@ def test_taylor_finds_a_site_whose_weights_are_zero():
         parameter.data.zero_()
     for parameter in model.vit.layers[1].layernorm_after.parameters():
         parameter.data.zero_()
-    sites = find_sites(model).sites
+    sites = find_sites(model, ["merge"]).sites
     found = taylor_importances(model, sites, batches_for(model))
     assert found[1] == 0.0 < min(found[0], found[2])
     assert selector_by_name("taylor", model, sites, batches_for(model))(Demand((1.0,) * 3, 1.0)) == (1,)
@@ -202,7 +202,7 @@ def test_taylor_finds_a_site_whose_weights_are_zero():
 
 def test_taylor_leaves_gradients_modes_and_frozen_parameters_alone():
     model = vit(dropout=0.3).train()
-    sites = find_sites(model).sites
+    sites = find_sites(model, ["merge"]).sites
     images = [RandomImages().images]
     expected = taylor_importances(model, sites, images)
     frozen, trained = model.vit.layers[0].mlp.fc1.weight.requires_grad_(False), model.vit.layers[0].mlp.fc2.weight
@@ -218,7 +218,7 @@ def test_taylor_leaves_gradients_modes_and_frozen_parameters_alone():
 
 def test_taylor_looks_into_blocks_that_were_pruned_before():
     model = vit()
-    gate_(model, Plan(find_sites(model).sites[:1], end_activation="relu"))
+    gate_(model, Plan(find_sites(model, ["merge"]).sites[:1], end_activation="relu"))
     calibrate_(model, [RandomImages().images])
     close_(model)
     pruned = merge(model)
@@ -421,7 +421,7 @@ def test_there_are_six_that_need_no_training():
 
 def test_an_unknown_selector_is_refused():
     model = vit()
-    sites = find_sites(model).sites
+    sites = find_sites(model, ["merge"]).sites
     expected = r"^The selector is 'best', expected one of \['sensitivity', 'greedy', .*'random'\]"
     with pytest.raises(ValueError, match=expected):
         selector_by_name("best", model, sites, [RandomImages().images])
@@ -435,7 +435,7 @@ def test_every_selector_asks_for_images(name):
 
 def test_a_name_stands_for_its_selector():
     model = vit()
-    sites, images = find_sites(model).sites, [RandomImages().images]
+    sites, images = find_sites(model, ["merge"]).sites, [RandomImages().images]
     demand = Demand((1.0,) * 3, 2.0)
     for name, selector in {
         "sensitivity": least(sensitivities(model, sites, images)),

@@ -106,7 +106,7 @@ def test_a_parameter_handed_to_a_module_is_counted_past():
         return blocks
 
     with torch.no_grad():
-        assert len(find_sites(Token(), example_inputs={"x": torch.randn(1, 3, C)}).sites) == 2
+        assert len(find_sites(Token(), ["merge"], example_inputs={"x": torch.randn(1, 3, C)}).sites) == 2
 
 
 class Reader(nn.Module):
@@ -124,7 +124,7 @@ def test_a_module_whose_weight_others_read_is_refused():
     blocks = [Block(lambda block, x: block.mlp(x) + block.reader(x)) for _ in range(2)]
     for block in blocks:
         block.reader = Reader(block.mlp.fc1)
-    found = find_sites(nn.Sequential(*blocks), example_inputs={"input": torch.randn(1, 3, C)})
+    found = find_sites(nn.Sequential(*blocks), ["merge"], example_inputs={"input": torch.randn(1, 3, C)})
     assert not found.sites
     assert "'0.mlp.fc1' has its parameters read by '0.reader'" in found.refused[0].reason
 
@@ -170,7 +170,7 @@ X = {"input": torch.randn(1, 3, C)}
 
 def test_what_does_not_pay_is_found_but_not_required():
     model = nn.Sequential(Widths(2 * C), Widths(C // 4), Widths(C // 2))
-    assert [site.pays for site in find_sites(model, example_inputs=X).sites] == [True, False, False]
+    assert [site.pays for site in find_sites(model, ["merge"], example_inputs=X).sites] == [True, False, False]
     assert [site.block for site in require_sites(model, "merge", X)] == ["0"]
     with pytest.raises(PlanError, match=r"no site of the form 'merge' that pays. 0: closing it would .*96.* MACs"):
         require_sites(nn.Sequential(Widths(C // 4), Widths(C // 4)), Form.MERGE, X)
@@ -178,14 +178,14 @@ def test_what_does_not_pay_is_found_but_not_required():
 
 def test_what_does_not_pay_may_be_closed_all_the_same():
     model = nn.Sequential(Widths(C // 4), Widths(C // 4))
-    (site, _) = find_sites(model, example_inputs=X).sites
+    (site, _) = find_sites(model, ["merge"], example_inputs=X).sites
     gate_(model, Plan((site,)), example_inputs=X)
     assert [path for path, _ in gates(model)] == ["0.act"]  # its norm reads the input of the model, and stays
 
 
 def test_lambdas_are_set_by_path_and_all_closed_at_once():
     model = nn.Sequential(Block(CALLS["plain"]), Block(CALLS["plain"]))
-    sites = find_sites(model, example_inputs=X).sites
+    sites = find_sites(model, ["merge"], example_inputs=X).sites
     gate_(model, Plan(sites, start="fit"), example_inputs=X)
     paths = [path for path, _ in gates(model)]
     assert [len(site_gates(model, site)) for site in sites] == [len(site.run) for site in sites]
@@ -245,7 +245,7 @@ def test_a_pruned_model_has_the_blocks_that_are_left(form):
 def test_gates_do_not_change_the_blocks():
     model = tiny_model("vit")
     blocks = blocks_of(model)
-    gate_(model, Plan(find_sites(model).sites))
+    gate_(model, Plan(find_sites(model, ["merge"]).sites))
     assert blocks_of(model) == blocks
 
 

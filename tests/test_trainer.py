@@ -77,7 +77,7 @@ def names(folder: Path) -> set[str]:
 def test_train_ends_closed_and_saves_the_merged_model(tmp_path, build):
     run = trainer(tmp_path, build())
     run.train()
-    assert plan_of(run.model).blocks == [site.block for site in find_sites(build()).sites if site.pays][-2:]
+    assert plan_of(run.model).blocks == [site.block for site in find_sites(build(), ["merge"]).sites if site.pays][-2:]
     assert {float(gate.lam) for _, gate in gates(run.model)} == {1.0}
 
     run.save_model()
@@ -125,7 +125,7 @@ def test_dropped_blocks_save_as_the_stock_class(tmp_path):
 
 @pytest.mark.parametrize("as_file", [False, True])
 def test_a_given_plan_is_followed(tmp_path, as_file):
-    plan = Plan(find_sites(vit()).sites[:1])
+    plan = Plan(find_sites(vit(), ["merge"]).sites[:1])
     plan.save(tmp_path / "plan.json")
     run = trainer(tmp_path / "run", plan=str(tmp_path / "plan.json") if as_file else plan)
     run.train()
@@ -235,7 +235,7 @@ def test_only_whole_steps_are_taken_from_a_stream(tmp_path):
 
 def test_a_stream_trains_a_model_that_was_calibrated_by_hand(tmp_path):
     model = vit()
-    gate_(model, Plan(find_sites(model).sites[-2:]))
+    gate_(model, Plan(find_sites(model, ["merge"]).sites[-2:]))
     calibrate_(model, [RandomImages().images])
     run = trainer(tmp_path, model, train_dataset=Stream())
     run.train()
@@ -507,11 +507,11 @@ def test_another_structure_is_refused(tmp_path, checkpoint):
 
 def test_another_plan_is_refused(tmp_path, checkpoint):
     gated = vit()
-    gate_(gated, Plan(find_sites(gated).sites[:1]))
+    gate_(gated, Plan(find_sites(gated, ["merge"]).sites[:1]))
     with pytest.raises(PlanError, match="already gated with another plan"):
         trainer(tmp_path, gated).train(resume_from_checkpoint=str(checkpoint))
     for changes in (
-        {"plan": Plan(find_sites(vit()).sites[:1])},
+        {"plan": Plan(find_sites(vit(), ["merge"]).sites[:1])},
         {"num_pruned_blocks": 1},
         {"form": "merge-keep-norm"},
         {"start": "fit"},
@@ -839,7 +839,7 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path):
 
 def test_a_teacher_with_gates_is_refused(tmp_path):
     teacher = vit()
-    gate_(teacher, Plan(find_sites(teacher).sites[:1]))
+    gate_(teacher, Plan(find_sites(teacher, ["merge"]).sites[:1]))
     with pytest.raises(ValueError, match="The teacher has gates"):
         trainer(tmp_path, distillation="soft", teacher=teacher).train()
 
@@ -891,7 +891,7 @@ def test_an_optimizer_built_before_the_gates_is_refused(tmp_path):
 
 def test_an_optimizer_of_ones_own_for_a_gated_model_is_taken(tmp_path):
     model = vit()
-    gate_(model, Plan(find_sites(model).sites[-2:]))
+    gate_(model, Plan(find_sites(model, ["merge"]).sites[-2:]))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     trainer(tmp_path, model, optimizers=(optimizer, None)).train()
 

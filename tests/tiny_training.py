@@ -106,6 +106,7 @@ def arguments(folder: Path, **changes: Any) -> UPDPTrainingArguments:
         "logging_steps": 1,
         "save_strategy": "no",
         "selector": "last",
+        "form": "merge",  # with BatchNorms, which have more states that can go wrong than the default
         "calibration_size": 16,
         "use_cpu": True,
         "disable_tqdm": True,
