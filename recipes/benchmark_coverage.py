@@ -115,7 +115,7 @@ class Row:
     arguments: dict[str, Any] = field(default_factory=dict)
     image_size: int = 0
     exported: bool | None = None
-    sites: int = 0  # of the default form
+    sites: int = 0  # of the form `merge`
     cheap: int = 0  # those that save multiply-accumulates
     form: str = ""  # the form that was closed
     closed: int = 0
@@ -125,7 +125,7 @@ class Row:
     macs_before: int = 0
     macs_after: int = 0
     refusals: dict[str, int] = field(default_factory=dict)  # number of blocks by cause
-    why_not: str = ""  # why no site of the default form pays
+    why_not: str = ""  # why no site of the form `merge` pays
     failure: str = ""  # what ended the measurement before it was done
     seconds: float = 0.0
 
@@ -305,8 +305,8 @@ def measure(row: Row, seed: int, report: Callable[[str], None]) -> None:
 
 
 def choose_sites(row: Row, model: PreTrainedModel, inputs: dict[str, Tensor]) -> list[Site]:
-    """Return the sites that pay, of the default form or else of the first that has any."""
-    found = find_sites(model, example_inputs=inputs)
+    """Return the sites that pay, of the form `merge` or else of the first that has any."""
+    found = find_sites(model, [Form.MERGE], example_inputs=inputs)
     row.exported = True
     cheap = [site for site in found.sites if site.pays]
     row.sites, row.cheap = len(found.sites), len(cheap)
@@ -448,7 +448,7 @@ def markdown(document: dict[str, Any]) -> str:
 Written by `python recipes/benchmark_coverage.py`: one small model of each module of timm, and every image classifier of
 transformers. Random weights, seed {document["seed"]}, at most {document["time_limit"]:g} s each. {versions}.
 
-*Sites* are those of the default form, *that pay* those whose closing saves multiply-accumulates. *Form* and *closed*
+*Sites* are those of the form `merge`, *that pay* those whose closing saves multiply-accumulates. *Form* and *closed*
 tell what was closed: all of these, or where none pays, those of the first other form that has any. *Gated* and *merged*
 are the largest differences of logits and pruned blocks from the checkpoint and from the closed model in float64 and
 float32. *Loads* means the same logits to the bit after `save_pretrained` and `from_pretrained`."""

@@ -32,6 +32,7 @@ from updp_hf import Plan, calibrate_, close_, find_sites, gate_, merge, recalibr
 from updp_hf.arguments import parse_arguments
 from updp_hf.core.budget import Demand
 from updp_hf.core.cost import count_macs, count_parameters, measure_latency
+from updp_hf.core.sites import DEFAULT_FORM, Form
 from updp_hf.inputs import example_inputs_of
 from updp_hf.report import side_by_side
 from updp_hf.runtimes import onnx_libraries
@@ -48,6 +49,10 @@ class LatencyArguments:
     models: list[str] = field(
         default_factory=lambda: ["resnet34", "mobilenetv2_100", "convnext_tiny", "deit_small_patch16_224"],
         metadata={"help": "Names of timm nets."},
+    )
+    form: str = field(
+        default=DEFAULT_FORM.value,
+        metadata={"help": "What closing a site leaves behind.", "choices": [form.value for form in Form]},
     )
     levels: list[int] = field(
         default_factory=list,
@@ -106,7 +111,7 @@ def measure(name: str, options: LatencyArguments, peaks: Peaks) -> dict[str, Any
     torch.manual_seed(options.seed)
     baseline = timm.create_model(name).eval()
     randomize_(baseline)
-    sites = tuple(site for site in find_sites(baseline).sites if site.pays)
+    sites = tuple(site for site in find_sites(baseline, [options.form]).sites if site.pays)
     levels = options.levels or [round(len(sites) * quarter / 4) for quarter in range(1, 5)]
     counts = [level for level in sorted(set(levels)) if 0 < level <= len(sites)]
     spread = {count: uniform(Demand((1.0,) * len(sites), count)) for count in counts}

@@ -45,7 +45,7 @@ from transformers import (
 from updp_hf import Plan, UPDPTrainer, UPDPTrainingArguments, find_sites, gate_
 from updp_hf.arguments import parse_arguments
 from updp_hf.core.budget import Demand
-from updp_hf.core.sites import Site
+from updp_hf.core.sites import DEFAULT_FORM, Form, Site
 from updp_hf.selectors import uniform
 from updp_hf.supernet import SupernetTrainer
 
@@ -61,6 +61,10 @@ class TrainingBenchmarkArguments:
 
     models: list[str] = field(
         default_factory=lambda: ["deit_small", "convnext_tiny"], metadata={"help": "deit_small, convnext_tiny."}
+    )
+    form: str = field(
+        default=DEFAULT_FORM.value,
+        metadata={"help": "What closing a site leaves behind.", "choices": [form.value for form in Form]},
     )
     num_pruned_blocks: int = field(default=6, metadata={"help": "Sites that are gated, spread over the depth."})
     image_size: int = field(default=224, metadata={"help": "Pixels along each side of an image."})
@@ -140,7 +144,7 @@ def benchmark(options: TrainingBenchmarkArguments) -> dict[str, Any]:
 def measure(name: str, options: TrainingBenchmarkArguments) -> dict[str, Any]:
     """Return what was gated of one network, and for each variant the time of its step, ratios and memory."""
     memory = {variant: peak_bytes(name, variant, options) if options.memory else None for variant in VARIANTS}
-    sites = sites_of(model_of(name, options))
+    sites = sites_of(model_of(name, options), options.form)
     with tempfile.TemporaryDirectory() as folder:
         steps = {}
         for variant in VARIANTS:  # one after another, for the newest Trainer's arguments are accelerate's state
@@ -201,9 +205,9 @@ def model_of(name: str, options: TrainingBenchmarkArguments) -> nn.Module:
     return network.model(network.config(image_size=options.image_size, num_labels=CLASSES, **shape))
 
 
-def sites_of(model: nn.Module) -> tuple[Site, ...]:
+def sites_of(model: nn.Module, form: str) -> tuple[Site, ...]:
     """Return the candidates: what a supernet gates."""
-    return tuple(site for site in find_sites(model).sites if site.pays)
+    return tuple(site for site in find_sites(model, [form]).sites if site.pays)
 
 
 def spread(sites: tuple[Site, ...], count: int) -> tuple[Site, ...]:
@@ -293,7 +297,7 @@ def growth_of_two_steps(name: str, variant: Variant, options: TrainingBenchmarkA
 def take_two_steps(name: str, variant: Variant, options: TrainingBenchmarkArguments) -> None:
     with tempfile.TemporaryDirectory() as folder:
         # Looked for where nothing is gated, too: the libraries that this takes are then in every process.
-        sites = sites_of(model_of(name, options))
+        sites = sites_of(model_of(name, options), options.form)
         step = step_of(trainer_of(name, variant, sites, options, folder), options)
         step()
         step()

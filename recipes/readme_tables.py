@@ -88,11 +88,11 @@ def accuracy_part() -> list[str]:
 def digits_part() -> list[str]:
     reports = digits_reports()
     first = next(iter(reports.values()))
-    conditions = first.latency_conditions
+    conditions, form = first.latency_conditions, first.plan["sites"][0]["form"]
     cards = ", ".join(f"[{name}](model_cards/digits_{name}/README.md)" for name in reports)
     text = f"""
-        **Digits**: `accelerate launch recipes/digits.py --model MODEL`, small networks trained from scratch,
-        half of their blocks pruned. One run each, seed {first.seed}. Accuracy on {first.evaluated_on["images"]}
+        **Digits**: `accelerate launch recipes/digits.py --model MODEL --form {form}`, small networks trained from
+        scratch, half of their blocks pruned. One run each, seed {first.seed}. Accuracy on {first.evaluated_on["images"]}
         held-out images. Latency:
         {conditions["statistic"]}; {conditions["device"]}, {conditions["dtype"]}, {conditions["mode"]},
         {conditions["threads"]} thread, torch {first.versions["torch"]}, transformers {first.versions["transformers"]}.
@@ -129,7 +129,8 @@ def latency_part() -> list[str]:
     arguments, versions = results["arguments"], results["versions"]
     text = f"""
         **Speed at real size**: `python recipes/benchmark_latency.py`, networks of timm at 224×224 with random weights,
-        every site merged that pays. {results["device"]}, {arguments["dtype"]}, {results["threads"]} threads, medians of
+        every site merged that pays, form `{arguments["form"]}`.
+        {results["device"]}, {arguments["dtype"]}, {results["threads"]} threads, medians of
         {arguments["rounds"]} rounds in turn, torch {versions["torch"]}, timm {versions["timm"]}. What accuracy is left
         at that point is another question: nobody prunes every block. All levels are in
         [recipes/benchmark_latency.md](recipes/benchmark_latency.md)."""

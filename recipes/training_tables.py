@@ -35,6 +35,7 @@ def conditions_text(results: Facts) -> str:
         "bfloat16 autocast" if arguments["bf16"] else "float32",
         "compiled" if arguments["compile"] else "eager",
         f"{results['threads']} threads",
+        f"form {arguments['form']}",
         f"batch {arguments['batch_size']}",
         f"{arguments['image_size']} pixels",
         f"medians of {arguments['rounds']} rounds in turn",

@@ -47,7 +47,7 @@ def test_every_way_to_train_is_measured(recipe, options):
 
 @pytest.mark.parametrize(("kind", "value"), [("plain", None), ("λ = 0.5", 0.5), ("λ = 1", 1.0), ("supernet", 0.0)])
 def test_a_step_trains_and_leaves_lambda_where_it_is_held(recipe, options, tmp_path, kind, value):
-    sites = recipe.sites_of(recipe.model_of("deit_small", options))
+    sites = recipe.sites_of(recipe.model_of("deit_small", options), options.form)
     trainer = recipe.trainer_of("deit_small", recipe.Variant(kind, True), sites, options, str(tmp_path))
     weights = [parameter.clone() for parameter in trainer.model.parameters()]
     step = recipe.step_of(trainer, options)
