@@ -92,8 +92,8 @@ def digits_part() -> list[str]:
     cards = ", ".join(f"[{name}](model_cards/digits_{name}/README.md)" for name in reports)
     text = f"""
         **Digits**: `accelerate launch recipes/digits.py --model MODEL --form {form}`, small networks trained from
-        scratch, half of their blocks pruned. One run each, seed {first.seed}. Accuracy on {first.evaluated_on["images"]}
-        held-out images. Latency:
+        scratch, half of their blocks pruned. One run each, seed {first.seed}. Accuracy on
+        {first.evaluated_on["images"]} held-out images. Latency:
         {conditions["statistic"]}; {conditions["device"]}, {conditions["dtype"]}, {conditions["mode"]},
         {conditions["threads"]} thread, torch {first.versions["torch"]}, transformers {first.versions["transformers"]}.
         Small images: it shows that the whole way works, and promises nothing for
