@@ -1,18 +1,13 @@
-"""The networks of the accuracy benchmark, their images, and how any of them is trained: all that its ways share."""
+"""The networks of the accuracy benchmark, and how any of them is trained: all that its ways share."""
 
 import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import datasets
-import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
-from torch.utils.data import Dataset
-from torchvision.transforms import v2
+from accuracy_images import EVALUATED, Budget, Images
+from torch import nn
 from transformers import (
     AutoModelForImageClassification,
     MobileNetV2Config,
@@ -25,36 +20,21 @@ from transformers import (
 )
 
 from updp_hf import UPDPTrainer, UPDPTrainingArguments
-from updp_hf.data.digits import digits
-from updp_hf.data.glyphs import glyphs
-from updp_hf.scoring import labels_of, log_probabilities
 
 __all__ = [
-    "DATASETS",
     "FAMILIES",
-    "Budget",
-    "Splits",
     "config_of",
-    "held_out",
-    "load_images",
     "options",
     "pruned",
     "trained",
     "untrained",
 ]
 
-VALIDATION = 1000
-"""Training images kept back, by which learning rates are chosen; the held-out images choose nothing."""
-EVALUATED = 250
-"""Images in a forward that needs no gradients."""
-DIGITS_SIZE, DIGITS_NOISE, DIGITS_COPIES = 16, 0.6, 8
-"""Pixels at which noise is added, its standard deviation for pixels from -1 to 1, and how often each digit is used."""
-
 
 class Family(NamedTuple):
-    """A network by its width, 1.0 for the baseline, and the learning rate at which it is trained from scratch."""
+    """A network, the size of its images, and how it is trained from scratch."""
 
-    width: int  # channels of the baseline where `config` says so
+    width: int  # of the baseline: channels of its first blocks
     multiple: int  # what widths are a multiple of
     resolution: int  # as small as leaves its last layers 2×2 pixels
     learning_rate: float
@@ -67,87 +47,8 @@ FAMILIES = {
     "mobilenetv2": Family(16, 1, 48, 3e-3, 3),
     "resnet": Family(16, 1, 48, 2e-3, 3),
 }
-DATASETS = ("digits", "glyphs")
 PATCHES = 4
 """Of the transformer, in a row and in a column."""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How much is trained, the same for every way."""
-
-    train_images: int = 9_776  # the digits have no more, each distorted eight times
-    test_images: int = 3_600
-    epochs: float = 1.0  # of fine-tuning
-    baseline_scale: float = 1.0  # of the baseline's epochs
-    batch_size: int = 64
-    calibration_images: int = 256
-
-
-class Images(Dataset):
-    """Images in memory."""
-
-    def __init__(self, images: Tensor, labels: Tensor):
-        self.images, self.labels = images, labels  # (images, 3, height, width) of bytes, (images,)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"pixel_values": self.images[index].float() / 127.5 - 1, "labels": self.labels[index]}
-
-    def part(self, begin: int, end: int) -> "Images":
-        """Return the images from `begin` to `end`."""
-        return Images(self.images[begin:end], self.labels[begin:end])
-
-    def batches(self) -> list[dict[str, Tensor]]:
-        """Return all images, in batches."""
-        parts = zip(self.images.split(EVALUATED), self.labels.split(EVALUATED), strict=True)
-        return [{"pixel_values": images.float() / 127.5 - 1, "labels": labels} for images, labels in parts]
-
-
-class Splits(NamedTuple):
-    """What is trained on, what learning rates are chosen by, and what is reported."""
-
-    train: Images
-    validation: Images
-    test: Images
-
-
-def load_images(dataset: str, resolution: int, budget: Budget) -> Splits:
-    """Return glyphs, or digits that are rotated, moved, sheared and noisy; the same for every seed of a network."""
-    count = budget.train_images + VALIDATION
-    if dataset == "digits":
-        train, test = (_distorted(split, resolution) for split in digits(seed=0).values())
-    else:
-        found = glyphs(count + max(budget.test_images, count // 4), resolution)
-        train, test = (_in_memory(found[split]) for split in ("train", "test"))
-    count = min(count, len(train))
-    return Splits(train.part(VALIDATION, count), train.part(0, VALIDATION), test.part(0, budget.test_images))
-
-
-def _in_memory(split: datasets.Dataset) -> Images:
-    pixels = np.stack([np.asarray(image.convert("RGB")) for image in split["image"]])
-    return Images(torch.tensor(pixels).permute(0, 3, 1, 2).contiguous(), torch.tensor(split["label"]))
-
-
-def _distorted(split: datasets.Dataset, resolution: int) -> Images:
-    """Return every digit of `split` several times, each time distorted anew: all of the first ones, then the others."""
-    generator = torch.Generator().manual_seed(0)
-    copies = DIGITS_COPIES
-    move = v2.RandomAffine(degrees=15, translate=(0.1, 0.1), scale=(0.85, 1.1), shear=8, interpolation=2)
-    clean = v2.functional.resize(_in_memory(split).images, [2 * DIGITS_SIZE] * 2, antialias=True)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        moved = torch.stack([move(image) for _ in range(copies) for image in clean])
-    small = v2.functional.resize(moved, [DIGITS_SIZE] * 2, antialias=True).float()
-    noisy = small + 127.5 * DIGITS_NOISE * torch.randn(small.shape, generator=generator)
-    noisy = v2.functional.resize(noisy.clamp(0, 255), [resolution] * 2, antialias=True)
-    labels = torch.tensor(split["label"]).repeat(copies)
-    places, kept = torch.arange(len(noisy)).view(copies, -1), VALIDATION // copies
-    # validation shares no digit with training
-    order = torch.cat([places[:, :kept].flatten(), places[:, kept:].flatten()])
-    return Images(noisy.clamp(0, 255).byte()[order], labels[order])
 
 
 def config_of(family: str, num_labels: int, width: int | None = None) -> PreTrainedConfig:
@@ -220,13 +121,3 @@ def pruned(model: nn.Module, images: Images, settings: Mapping[str, Any]) -> nn.
     pruner = UPDPTrainer(model=copy.deepcopy(model), args=UPDPTrainingArguments(**settings), train_dataset=images)
     pruner.train()
     return pruner.merge()
-
-
-def held_out(model: nn.Module, batches: Sequence[dict[str, Tensor]]) -> dict[str, float]:
-    """Return accuracy and mean loss of `model` on the batches."""
-    model.eval()
-    found, labels = log_probabilities(model, batches), torch.cat([labels_of(batch) for batch in batches])
-    return {
-        "accuracy": float((found.argmax(-1) == labels).double().mean()),
-        "loss": float(F.nll_loss(found, labels)),
-    }

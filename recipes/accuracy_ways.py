@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accuracy_nets import FAMILIES, Budget, Splits, config_of, held_out, options, pruned, trained, untrained
+from accuracy_images import Budget, Splits
+from accuracy_nets import FAMILIES, config_of, options, pruned, trained, untrained
+from benchmark_selectors import held_out
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import AutoModelForImageClassification, PreTrainedModel

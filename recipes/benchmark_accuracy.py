@@ -21,10 +21,12 @@ from typing import Any
 import datasets
 import torch
 from accuracy_ablations import ABLATED, ABLATION_SEEDS, ABLATIONS, LEVEL, plan_for
-from accuracy_nets import DATASETS, FAMILIES, Budget, Splits, held_out, load_images
+from accuracy_images import DATASETS, Budget, Splits, load_images
+from accuracy_nets import FAMILIES
 from accuracy_plot import plot
 from accuracy_tables import finished, gathered, summary, write_tables
 from accuracy_ways import ABRUPT, SMALLER, UPDP, Bench, Network, cost, merged, networks_of
+from benchmark_selectors import held_out
 from conditions import conditions_of
 from torch import nn
 from transformers.utils import logging

@@ -87,14 +87,14 @@ def test_bisecting_finds_where_a_falling_ratio_is_one(recipes, aim, whole):
 
 
 def test_validation_shares_no_digit_with_training_and_each_digit_is_distorted_anew(recipes):
-    nets = recipes("accuracy_nets")
-    splits = nets.load_images("digits", 16, nets.Budget())
+    images_of = recipes("accuracy_images")
+    splits = images_of.load_images("digits", 16, images_of.Budget())
     assert [len(split) for split in splits] == [9776, 1000, 3600]
-    copies = splits.validation.labels.view(nets.DIGITS_COPIES, -1)
+    copies = splits.validation.labels.view(images_of.DIGITS_COPIES, -1)
     assert (copies == copies[0]).all()  # all copies of the same digits
-    images = splits.validation.images.view(nets.DIGITS_COPIES, -1, 3, 16, 16)
+    images = splits.validation.images.view(images_of.DIGITS_COPIES, -1, 3, 16, 16)
     assert not torch.equal(images[0], images[1])
-    again = nets.load_images("digits", 16, nets.Budget())
+    again = images_of.load_images("digits", 16, images_of.Budget())
     assert torch.equal(splits.test.images, again.test.images)
 
 
