@@ -48,14 +48,14 @@ def _draw(families: Mapping[str, Sequence[Record]], file: Path) -> None:
 
 def _curve(axes: Axes, records: Sequence[Record], way: str) -> None:
     """Draw the networks of one way, mean and standard deviation over the baselines, joined to the baseline."""
-    by_place: dict[int, list[tuple[float, float]]] = {}
+    by_level: dict[float, list[tuple[float, float]]] = {}
     for record in records:
         points = points_of(record, way)
-        for place, (seconds, accuracy) in enumerate(points):
-            by_place.setdefault(place, []).append((points[0][0] / seconds, 100 * accuracy))
-    if len(by_place) < 2:
+        for level, (seconds, accuracy) in points.items():
+            by_level.setdefault(level, []).append((points[0][0] / seconds, 100 * accuracy))
+    if len(by_level) < 2:
         return
-    columns = [list(zip(*pairs, strict=True)) for pairs in by_place.values()]
+    columns = [list(zip(*pairs, strict=True)) for _, pairs in sorted(by_level.items())]
     x, y = ([statistics.fmean(column[axis]) for column in columns] for axis in (0, 1))
     spread = [statistics.stdev(column[1]) if len(column[1]) > 1 else 0.0 for column in columns]
     axes.errorbar(x, y, yerr=spread, label=NAMES[way], markersize=5, capsize=2, **LOOKS[way])

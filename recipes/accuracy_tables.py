@@ -42,14 +42,17 @@ def write_tables(results: Mapping[str, Any], file: Path) -> None:
     file.with_suffix(".md").write_text(f"# Accuracy\n\n{tables(results)}\n", encoding="utf-8")
 
 
-def points_of(record: Record, way: str) -> list[tuple[float, float]]:
-    """Return latency in seconds and held-out accuracy of the networks of one way, the baseline first."""
+def points_of(record: Record, way: str) -> dict[float, tuple[float, float]]:
+    """Return latency in seconds and held-out accuracy of the networks of one way, by level, that of the baseline at 0.
+
+    Dropped blocks are told by their number.
+    """
     baseline, *networks = record["sizes"]["networks"]
-    points = [(baseline["seconds"], record["baseline"]["trained"]["test_accuracy"])]
+    points = {0.0: (baseline["seconds"], record["baseline"]["trained"]["test_accuracy"])}
     for network in networks:
         run = record.get("runs", {}).get(key_of(network))
         if network["way"] == way and run:
-            points.append((network["seconds"], run["test_accuracy"]))
+            points[network["amount" if way == DROP else "level"]] = (network["seconds"], run["test_accuracy"])
     return points
 
 
@@ -77,7 +80,7 @@ def accuracy_at(record: Record, way: str, level: int) -> float | None:
         return float(run["test_accuracy"]) if run else None
     aim = level_of(record, UPDP, level)
     assert aim is not None
-    points = sorted(points_of(record, way))
+    points = sorted(points_of(record, way).values())
     for (fast, low), (slow, high) in pairwise(points):
         if fast <= aim["seconds"] <= slow:
             return low + (high - low) * (aim["seconds"] - fast) / (slow - fast)
@@ -228,7 +231,7 @@ def spread_of(values: Iterable[float | None], *, form: str = "{:.1%}", signed: b
     listed = list(values)
     found = [value for value in listed if value is not None]
     if not found:
-        return "not reached"
+        return "–"
     text = form.format(statistics.fmean(found))
     if signed:
         text = f"{100 * statistics.fmean(found):+.1f}"

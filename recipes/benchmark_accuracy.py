@@ -8,7 +8,8 @@ Small networks on scikit-learn's digits, made hard, or on glyphs. Each baseline 
 levels; the rivals are brought to the same latency, measured here, and fine-tuned on the same images for as many steps,
 with a learning rate chosen in the same way. What is done is kept in `folder`, a file for each baseline: the same
 command goes on where it was interrupted, and several may run side by side with other families or seeds. The stages
-`sizes` and `runtimes` measure latencies and want an idle machine. Tables and pictures are made of what there is then.
+`sizes` and `runtimes` measure latencies and want an idle machine. Tables and pictures are made of what there is then:
+with `--output model_cards/benchmark_accuracy.json` those of the README.
 """
 
 import json

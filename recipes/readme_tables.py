@@ -73,13 +73,14 @@ def accuracy_part() -> list[str]:
         text = f"""
             **Is it better than what you would do instead?** `python recipes/benchmark_accuracy.py --dataset {dataset}`:
             {known["train_images"]:,} images, {known["test_images"]:,} held out,
-            {known["epochs"]:g} epochs of fine-tuning. UPDP with its defaults at three levels, a third of the sites,
+            epochs of fine-tuning: {known["epochs"]:g}. UPDP with its defaults at three levels, a third of the sites,
             two thirds, all; the others at the same latency, measured: {known["device"]}, float32, eager,
-            {known["threads"]} thread, batch {known["batch_size_of_latency"]}, torch {known["versions"]["torch"]}; another run
-            kept the second core busy. Not finished: some baselines, the ablations and the other runtimes are missing.
+            {known["threads"]} thread, batch {known["batch_size_of_latency"]},
+            torch {known["versions"]["torch"]}; another run kept the second core
+            busy. Not finished: some baselines, the ablations and the other runtimes are missing.
             Mean over the levels, ± standard deviation over the baselines, each of another seed; points of accuracy
-            ahead. Every level, and what it costs:
-            [recipes/benchmark_accuracy.md](recipes/benchmark_accuracy.md)."""
+            ahead; – is not reached or not run. Every level, and what it costs:
+            [model_cards/benchmark_accuracy.md](model_cards/benchmark_accuracy.md)."""
         picture = f"![Accuracy against speed-up, {dataset}](model_cards/benchmark_accuracy_{dataset}.png)"
         parts += [paragraph(text), accuracies(found), picture]
     return parts

@@ -52,7 +52,7 @@ def test_what_is_not_reached_or_not_run_is_not_made_up(recipes):
     assert tables.accuracy_at(found, "block drop", 2) is None  # none is as fast as 3 ms
     assert tables.accuracy_at(found, "torch-pruning", 1) is None
     assert tables.ahead(found, "torch-pruning") is None
-    assert tables.spread_of([None, None]) == "not reached"
+    assert tables.spread_of([None, None]) == "–"
     assert tables.spread_of([0.5, None]) == "50.0% (1 of 2)"
 
 
