@@ -25,6 +25,8 @@ NAMES = {
     SMALLER: "narrower, from scratch",
 }
 """The ways, for people."""
+TOLERANCE = 1.05
+"""Of latencies, which are not measured any better."""
 
 
 def gathered(folder: Path) -> dict[str, dict[str, dict[str, Record]]]:
@@ -72,16 +74,19 @@ def levels_of(record: Record) -> list[int]:
 def accuracy_at(record: Record, way: str, level: int) -> float | None:
     """Return the held-out accuracy of `way` at the latency of UPDP's `level`, None if it is not reached or not run.
 
-    Whole blocks come in steps, so theirs is on the straight line between the two networks next to that latency.
+    Nothing can be brought to a latency exactly, blocks and channels come in steps: that of a rival is on the straight
+    line between those of its networks, the baseline included, that are next to that latency on both sides. One that
+    takes up to `TOLERANCE` longer than UPDP counts as reaching it.
     """
-    if way != DROP:
-        network = level_of(record, way, level)
-        run = record.get("runs", {}).get(key_of(network)) if network else None
-        return float(run["test_accuracy"]) if run else None
+    points = points_of(record, way)
+    if way in (UPDP, ABRUPT) or len(points) == 1:  # one network, or nothing run
+        return points[level][1] if level in points else None
     aim = level_of(record, UPDP, level)
     assert aim is not None
-    points = sorted(points_of(record, way).values())
-    for (fast, low), (slow, high) in pairwise(points):
+    found = sorted(points.values())
+    if found[0][0] / TOLERANCE <= aim["seconds"] < found[0][0]:
+        return found[0][1]
+    for (fast, low), (slow, high) in pairwise(found):
         if fast <= aim["seconds"] <= slow:
             return low + (high - low) * (aim["seconds"] - fast) / (slow - fast)
     return None

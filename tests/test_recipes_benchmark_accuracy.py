@@ -52,6 +52,13 @@ def test_what_is_not_reached_or_not_run_is_not_made_up(recipes):
     assert tables.accuracy_at(found, "block drop", 2) is None  # none is as fast as 3 ms
     assert tables.accuracy_at(found, "torch-pruning", 1) is None
     assert tables.ahead(found, "torch-pruning") is None
+    found["sizes"]["networks"][1]["seconds"] = 7.9e-3
+    assert tables.accuracy_at(found, "torch-pruning", 1) is None  # though the baseline is nearly as fast as UPDP
+    found = record(updp_2=0.88, torch_pruning_1=0.8)
+    found["sizes"]["networks"].append({"way": "torch pruning", "amount": 1, "level": 1, "seconds": 6.4e-3})
+    assert tables.accuracy_at(found, "torch pruning", 1) is None  # it takes 7 % longer than UPDP
+    found["sizes"]["networks"][-1]["seconds"] = 6.2e-3
+    assert tables.accuracy_at(found, "torch pruning", 1) == 0.8  # 3 % are within what can be measured
     assert tables.spread_of([None, None]) == "–"
     assert tables.spread_of([0.5, None]) == "50.0% (1 of 2)"
 
