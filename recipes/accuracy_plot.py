@@ -26,7 +26,7 @@ LOOKS: dict[str, dict[str, Any]] = {
 def plot(results: Mapping[str, Mapping[str, Mapping[str, Record]]], folder: Path, stem: str) -> None:
     """Draw a picture of each dataset of which something is finished: `STEM_DATASET.png` in `folder`."""
     for dataset, families in results.items():
-        found = {family: finished(seeds) for family, seeds in families.items() if finished(seeds)}
+        found = finished(families)
         if found:
             _draw(found, folder / f"{stem}_{dataset}.png")
 

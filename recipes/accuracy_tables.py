@@ -96,11 +96,11 @@ def tables(results: Mapping[str, Any]) -> str:
     """Return all tables, those of each dataset under its name."""
     parts = []
     for dataset, families in results.items():
-        families = {family: finished(seeds) for family, seeds in families.items() if finished(seeds)}
-        if not families:
+        found = finished(families)
+        if not found:
             continue
-        parts += [f"## {dataset}", conditions(families), summary(families)]
-        for family, records in families.items():
+        parts += [f"## {dataset}", conditions(found), summary(found)]
+        for family, records in found.items():
             parts += [
                 f"### {family}",
                 at_each_level(records),
@@ -108,18 +108,22 @@ def tables(results: Mapping[str, Any]) -> str:
                 rates(records[0]),
                 runtimes(records[0]),
             ]
-        parts += ["### One thing changed", ablations(families)]
+        parts.append(ablations(found))
     return "\n\n".join(part for part in parts if part)
 
 
-def finished(seeds: Mapping[str, Record]) -> list[Record]:
-    """Return the records that have runs, by seed."""
-    return [record for _, record in sorted(seeds.items()) if record.get("runs")]
+def finished(families: Mapping[str, Mapping[str, Record]]) -> dict[str, list[Record]]:
+    """Return the records that have runs, in the order of their seeds, of each family that has any."""
+    found = {
+        family: [record for _, record in sorted(seeds.items()) if record.get("runs")]
+        for family, seeds in families.items()
+    }
+    return {family: records for family, records in found.items() if records}
 
 
 def conditions(families: Mapping[str, Sequence[Record]]) -> str:
     first = next(iter(families.values()))[0]["conditions"]
-    return ", ".join(f"{name}: {value}" for name, value in first.items())
+    return ", ".join(f"{name}: {value}" for name, value in first.items() if name != "network")  # its own in each family
 
 
 def summary(families: Mapping[str, Sequence[Record]]) -> str:
@@ -222,7 +226,7 @@ def ablations(families: Mapping[str, Sequence[Record]]) -> str:
                 (run["test_accuracy"] - (accuracy_at(record, UPDP, 2) or 0) for record, run in runs), signed=True
             )
             row[f"{family}, speed-up"] = spread_of((run["speed_up"] for _, run in runs), form="{:.2f}×")
-    return transposed(rows) if rows else ""
+    return "### One thing changed\n\n" + transposed(rows) if rows else ""
 
 
 def transposed(rows: Mapping[str, Mapping[str, str]]) -> str:

@@ -10,12 +10,13 @@ from typing import Any
 
 from accuracy_images import Budget, Splits
 from accuracy_nets import FAMILIES, config_of, options, pruned, trained, untrained
+from benchmark_latency import merged
 from benchmark_selectors import held_out
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
-from updp_hf import Plan, calibrate_, close_, gate_, merge
+from updp_hf import Plan
 from updp_hf.checkpoints import appearing_whole
 from updp_hf.core.budget import Choice, Demand
 from updp_hf.core.cost import count_macs, count_parameters, measure_latency
@@ -154,15 +155,6 @@ class Bench:
         return found
 
 
-def merged(model: nn.Module, plan: Plan, batches: Iterable[dict[str, Tensor]]) -> nn.Module:
-    """Return a copy of `model` in which the sites of `plan` are closed and merged, without training."""
-    gated = copy.deepcopy(model)
-    gate_(gated, plan)
-    calibrate_(gated, batches)
-    close_(gated)
-    return merge(gated)
-
-
 def thinned(model: PreTrainedModel, ratio: float) -> PreTrainedModel:
     """Return a copy of `model` without `ratio` of its channels, as Torch-Pruning's documentation has it.
 
@@ -209,12 +201,13 @@ def networks_of(bench: Bench, model: PreTrainedModel, batch_size: int, rounds: i
     images = [example_inputs_of(model, batch_size)]
     sites = len(require_sites(model, DEFAULT_FORM))
     counts = [-(-sites * level // LEVELS) for level in range(1, LEVELS + 1)]
+    forms = bench.forms(model)
     levels = {level: Network(UPDP, count, level) for level, count in enumerate(counts, 1)}
     built = {level: bench.build(network, model) for level, network in levels.items()}
     for level, network in levels.items():
         yield network
         yield Network(ABRUPT, network.amount, level)
-        if Form.MERGE in bench.forms(model):
+        if Form.MERGE in forms:
             yield Network(BATCH_NORM, network.amount, level)
 
     def ratio(level: int, candidate: Network) -> float:

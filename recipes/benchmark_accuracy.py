@@ -26,7 +26,8 @@ from accuracy_images import DATASETS, Budget, Splits, load_images
 from accuracy_nets import FAMILIES
 from accuracy_plot import plot
 from accuracy_tables import finished, gathered, summary, write_tables
-from accuracy_ways import ABRUPT, SMALLER, UPDP, Bench, Network, cost, merged, networks_of
+from accuracy_ways import ABRUPT, SMALLER, UPDP, Bench, Network, cost, networks_of
+from benchmark_latency import merged
 from benchmark_selectors import held_out
 from conditions import conditions_of
 from torch import nn
@@ -252,7 +253,7 @@ def main() -> None:
             stage(bench, record, options)
     results = gathered(Path(options.folder))
     for dataset, families in results.items():
-        found = {family: finished(seeds) for family, seeds in families.items() if finished(seeds)}
+        found = finished(families)
         print(f"\n{dataset}:\n{summary(found)}" if found else f"\n{dataset}: nothing is fine-tuned yet.")
     if options.output:
         output = Path(options.output)

@@ -16,7 +16,7 @@ A merged net whose fraction is less than that of its baseline wastes some of wha
 """
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,10 +26,11 @@ import torch
 from conditions import conditions_of, write_json
 from latency_modes import COMPILED, EAGER, FORMATS, GRAPHS, ONNX, prepared
 from roofline import Peaks, least_seconds, measure_peaks, operators_of
-from torch import nn
+from torch import Tensor, nn
 
-from updp_hf import Plan, calibrate_, close_, find_sites, gate_, merge, recalibrate_batch_norms_
+from updp_hf import Plan, close_, find_sites, merge, recalibrate_batch_norms_
 from updp_hf.arguments import parse_arguments
+from updp_hf.calibration import calibrated_copy
 from updp_hf.core.budget import Demand
 from updp_hf.core.cost import count_macs, count_parameters, measure_latency
 from updp_hf.core.sites import DEFAULT_FORM, Form
@@ -116,7 +117,8 @@ def measure(name: str, options: LatencyArguments, peaks: Peaks) -> dict[str, Any
     counts = [level for level in sorted(set(levels)) if 0 < level <= len(sites)]
     spread = {count: uniform(Demand((1.0,) * len(sites), count)) for count in counts}
     plans = {count: Plan(tuple(sites[index] for index in choice)) for count, choice in spread.items()}
-    versions = {"P0": baseline, **{f"P{level}": merged(baseline, plan) for level, plan in plans.items()}}
+    images = [example_inputs_of(baseline, CALIBRATION_IMAGES)]
+    versions = {"P0": baseline, **{f"P{level}": merged(baseline, plan, images) for level, plan in plans.items()}}
     example = example_inputs_of(baseline)
     facts: dict[str, dict[str, Any]] = {
         version: {"parameters": count_parameters(model), "macs": count_macs(model, example), "merged_blocks": 0}
@@ -152,11 +154,9 @@ def randomize_(model: nn.Module) -> None:
         norm.running_var *= torch.empty_like(norm.running_var).uniform_(0.7, 1.4)
 
 
-def merged(baseline: nn.Module, plan: Plan) -> nn.Module:
+def merged(baseline: nn.Module, plan: Plan, batches: Sequence[dict[str, Tensor]]) -> nn.Module:
     """Return a copy of `baseline` in which the sites of `plan` are closed and merged, without training."""
-    model = copy.deepcopy(baseline)
-    gate_(model, plan)
-    calibrate_(model, [next(iter(example_inputs_of(model, CALIBRATION_IMAGES).values()))])
+    model = calibrated_copy(baseline, plan, batches)
     close_(model)
     return merge(model)
 

@@ -68,7 +68,7 @@ def accuracy_part() -> list[str]:
     results = read("benchmark_accuracy.json")
     parts = []
     for dataset, families in results.items():
-        found = {family: fine_tuned(seeds) for family, seeds in families.items()}
+        found = fine_tuned(families)
         known = next(iter(found.values()))[0]["conditions"]
         text = f"""
             **Is it better than what you would do instead?** `python recipes/benchmark_accuracy.py --dataset {dataset}`:

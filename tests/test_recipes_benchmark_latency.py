@@ -92,7 +92,8 @@ def test_onnx_runtime_computes_what_the_merged_net_does(benchmark: Any, tiny: No
     pytest.importorskip("onnxscript")
     model = timm.create_model("vit_tiny_patch16_224").eval()
     benchmark.randomize_(model)
-    merged = benchmark.merged(model, benchmark.Plan(benchmark.find_sites(model, ["merge"]).sites[:1]))
+    plan = benchmark.Plan(benchmark.find_sites(model, ["merge"]).sites[:1])
+    merged = benchmark.merged(model, plan, [benchmark.example_inputs_of(model, 8)])
     session = benchmark.prepared(merged, "contiguous", "ONNX Runtime", {})
     for size in (1, 3):
         images = torch.randn(size, 3, 32, 32)
