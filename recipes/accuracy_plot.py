@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from accuracy_tables import NAMES, Record, finished, points_of
-from accuracy_ways import ABRUPT, BATCH_NORM, DROP, SMALLER, TORCH_PRUNING, UPDP
+from accuracy_ways import ABRUPT, DROP, PAPER, SMALLER, TORCH_PRUNING, UPDP
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 __all__ = ["plot"]
 
-PAPER, INK = "#ffffff", "#24292f"
+INK = "#24292f"
 LOOKS: dict[str, dict[str, Any]] = {
     UPDP: {"color": "#0969da", "marker": "o", "linewidth": 2},
-    BATCH_NORM: {"color": "#54aeff", "marker": "o", "linestyle": "--"},
+    PAPER: {"color": "#54aeff", "marker": "o", "linestyle": "--"},
     ABRUPT: {"color": "#bf3989", "marker": "v"},
     DROP: {"color": "#8c959f", "marker": "s"},
     TORCH_PRUNING: {"color": "#bc4c00", "marker": "^"},
@@ -32,7 +32,7 @@ def plot(results: Mapping[str, Mapping[str, Mapping[str, Record]]], folder: Path
 
 
 def _draw(families: Mapping[str, Sequence[Record]], file: Path) -> None:
-    figure = Figure(figsize=(3.4 * len(families), 3.6), layout="constrained", facecolor=PAPER)
+    figure = Figure(figsize=(3.4 * len(families), 3.6), layout="constrained", facecolor="#ffffff")
     panels = figure.subplots(1, len(families), squeeze=False)[0]
     for axes, (family, records) in zip(panels, families.items(), strict=True):
         for way in LOOKS:

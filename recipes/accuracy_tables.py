@@ -7,7 +7,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from accuracy_ways import ABRUPT, BATCH_NORM, DROP, SMALLER, TORCH_PRUNING, UPDP, WAYS
+from accuracy_ablations import ABLATED
+from accuracy_ways import ABRUPT, DROP, PAPER, SMALLER, TORCH_PRUNING, UPDP, WAYS
 from conditions import write_json
 
 from updp_hf.report import side_by_side
@@ -18,7 +19,7 @@ Record = Mapping[str, Any]
 
 NAMES = {
     UPDP: "UPDP",
-    BATCH_NORM: "UPDP, norms to BatchNorms",
+    PAPER: "UPDP as in the paper",
     ABRUPT: "all at once",
     DROP: "blocks dropped",
     TORCH_PRUNING: "Torch-Pruning",
@@ -222,9 +223,9 @@ def ablations(families: Mapping[str, Sequence[Record]]) -> str:
             runs = [(record, record["ablations"][name]) for record in changed if name in record["ablations"]]
             row = rows.setdefault(name, {})
             row[f"{family}, accuracy"] = spread_of(run["test_accuracy"] for _, run in runs)
-            row[f"{family}, change"] = spread_of(
-                (run["test_accuracy"] - (accuracy_at(record, UPDP, 2) or 0) for record, run in runs), signed=True
-            )
+            shipped = [accuracy_at(record, UPDP, ABLATED[family]) or 0.0 for record, _ in runs]
+            changes = [run["test_accuracy"] - before for before, (_, run) in zip(shipped, runs, strict=True)]
+            row[f"{family}, change"] = spread_of(changes, signed=True)
             row[f"{family}, speed-up"] = spread_of((run["speed_up"] for _, run in runs), form="{:.2f}×")
     return "### One thing changed\n\n" + transposed(rows) if rows else ""
 

@@ -1,10 +1,10 @@
-"""The ways to make a network faster that the accuracy benchmark compares, and how they are brought to one latency."""
+"""The ways to make a network faster that the accuracy benchmark compares."""
 
 import copy
 import json
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +16,30 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
-from updp_hf import Plan
+from updp_hf import Plan, UPDPTrainingArguments
 from updp_hf.checkpoints import appearing_whole
 from updp_hf.core.budget import Choice, Demand
-from updp_hf.core.cost import count_macs, count_parameters, measure_latency
 from updp_hf.core.sites import DEFAULT_FORM, Form
 from updp_hf.inputs import example_inputs_of
 from updp_hf.selectors import selector_by_name
 from updp_hf.surgery import require_sites
 
-__all__ = ["WAYS", "Bench", "Network", "cost", "networks_of"]
+__all__ = ["WAYS", "Bench", "Network", "thinned"]
 
-UPDP, BATCH_NORM, ABRUPT = "updp", "batch norm", "abrupt"
+UPDP, PAPER, ABRUPT = "updp", "paper", "abrupt"
 DROP, TORCH_PRUNING, SMALLER = "block drop", "torch-pruning", "smaller"
-WAYS = (UPDP, BATCH_NORM, ABRUPT, DROP, TORCH_PRUNING, SMALLER)
-"""Annealed and merged as by default; the same with norms that become BatchNorms, as in the paper; as by default with
-all non-linearities gone at once, which is DepthShrinker's way; whole blocks left out; channels left out by
-Torch-Pruning; a narrower network from scratch, for as many steps as baseline and fine-tuning together."""
+WAYS = (UPDP, PAPER, ABRUPT, DROP, TORCH_PRUNING, SMALLER)
+"""UPDP as by default; as in the paper, with the checkpoint's own weights, norms that become BatchNorms and a ramp over
+half of the training; with the checkpoint's own weights and all non-linearities gone at once, which is DepthShrinker's
+way; whole blocks left out; channels left out by Torch-Pruning; a narrower network from scratch, for as many steps as
+baseline and fine-tuning together."""
 AT_ONCE = {"ramp": "constant", "ramp_end": 0.0}
+HOW: dict[str, dict[str, Any]] = {UPDP: {}, PAPER: {"ramp_end": 0.5}, ABRUPT: AT_ONCE, DROP: AT_ONCE}
+"""Options of `UPDPTrainingArguments` that are others than by default."""
 LEVELS = 3
+"""How often something is pruned by UPDP: a third of the sites, two thirds, all."""
 ROUND_TO = 4
 """Channels that are left are a multiple of it, as the documentation of Torch-Pruning advises."""
-BISECTIONS = 5
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,10 @@ class Network:
     way: str
     amount: float  # sites closed, blocks dropped, fraction of the channels left out, width
     level: int  # of UPDP, whose latency it has; for dropped blocks, which come whole, that is the nearest
-    blocks: str = "greedy"  # who chooses them
 
     @property
     def key(self) -> str:
-        return f"{self.way} {self.amount:g}" + ("" if self.blocks == "greedy" else f" {self.blocks}")
+        return f"{self.way} {self.amount:g}"
 
 
 class _InOrder(Demand):
@@ -127,14 +128,9 @@ class Bench:
         return merged(model, self.plan_of(network, model), self.sample())
 
     def plan_of(self, network: Network, model: nn.Module) -> Plan:
-        form = {DROP: Form.BLOCK_DROP, BATCH_NORM: Form.MERGE}.get(network.way, DEFAULT_FORM)
-        return self.plan(model, int(network.amount), form, network.blocks)
-
-    def forms(self, model: nn.Module) -> list[Form]:
-        """Return the forms that are compared: UPDP's as in the paper only where there is a norm that it replaces."""
-        default, paper = (require_sites(model, form) for form in (DEFAULT_FORM, Form.MERGE))
-        replaces_norms = [site.run for site in default] != [site.run for site in paper]
-        return [DEFAULT_FORM, *([Form.MERGE] if replaces_norms else []), Form.BLOCK_DROP]
+        form = {DROP: Form.BLOCK_DROP, PAPER: Form.MERGE}.get(network.way, DEFAULT_FORM)
+        plan = self.plan(model, int(network.amount), form)
+        return replace(plan, start=UPDPTrainingArguments.start) if network.way == UPDP else plan
 
     def run(
         self, network: Network, model: nn.Module, learning_rate: float, pruning: Mapping[str, Any] | None = None
@@ -145,8 +141,7 @@ class Bench:
         if network.way in (TORCH_PRUNING, SMALLER):
             result = trained(self.build(network, model), self.splits.train, settings)
         else:
-            annealed = network.way in (UPDP, BATCH_NORM)
-            settings |= {"calibration_size": self.budget.calibration_images, **({} if annealed else AT_ONCE)}
+            settings |= {"calibration_size": self.budget.calibration_images, **HOW[network.way]}
             settings |= {"plan": self.plan_of(network, model)} if pruning is None else pruning
             result = pruned(model, self.splits.train, settings)
         found = {"learning_rate": learning_rate, "epochs": epochs}
@@ -189,74 +184,3 @@ def thinned(model: PreTrainedModel, ratio: float) -> PreTrainedModel:
             module.attn_dim = module.qkv.out_features // 3
             module.head_dim = module.attn_dim // module.num_heads
     return pruned.eval()
-
-
-def cost(model: nn.Module) -> dict[str, int]:
-    """Return parameters and multiply-accumulates of one image."""
-    return {"parameters": count_parameters(model), "macs": count_macs(model, example_inputs_of(model))}
-
-
-def networks_of(bench: Bench, model: PreTrainedModel, batch_size: int, rounds: int) -> Iterator[Network]:
-    """Yield the networks to be compared: UPDP's levels, and what is as fast in the other ways."""
-    images = [example_inputs_of(model, batch_size)]
-    sites = len(require_sites(model, DEFAULT_FORM))
-    counts = [-(-sites * level // LEVELS) for level in range(1, LEVELS + 1)]
-    forms = bench.forms(model)
-    levels = {level: Network(UPDP, count, level) for level, count in enumerate(counts, 1)}
-    built = {level: bench.build(network, model) for level, network in levels.items()}
-    for level, network in levels.items():
-        yield network
-        yield Network(ABRUPT, network.amount, level)
-        if Form.MERGE in forms:
-            yield Network(BATCH_NORM, network.amount, level)
-
-    def ratio(level: int, candidate: Network) -> float:
-        """Measure how much longer the candidate takes than UPDP at this level."""
-        pair = {"": built[level], "other": bench.build(candidate, model)}
-        medians = measure_latency(pair, images, rounds=rounds // 2)
-        return medians["other"][0] / medians[""][0]
-
-    droppable = len(require_sites(model, Form.BLOCK_DROP))
-    dropped = [Network(DROP, count, 0) for count in range(1, droppable + 1)]
-    modules = {0: model, **{int(network.amount): bench.build(network, model) for network in dropped}}
-    medians = measure_latency(
-        {**{f"P{level}": net for level, net in built.items()}, **{str(count): net for count, net in modules.items()}},
-        images,
-        rounds=rounds,
-    )
-    chosen: dict[int, int] = {}
-    for level in levels:
-        aim = medians[f"P{level}"][0]
-        slower = max((count for count in modules if medians[str(count)][0] >= aim), default=0)
-        for count in (slower, slower + 1):
-            if 1 <= count <= droppable:
-                chosen.setdefault(count, level)
-    yield from (Network(DROP, count, level) for count, level in chosen.items())
-
-    family = FAMILIES[bench.family]
-    for level in levels:
-        found = bisected(lambda share: ratio(level, Network(TORCH_PRUNING, share, level)), 0.0, 0.9)  # noqa: B023
-        yield Network(TORCH_PRUNING, round(found, 4), level)
-        widths = range(family.multiple, family.width, family.multiple)
-        narrower = bisected(
-            lambda place: ratio(level, Network(SMALLER, widths[-1 - int(place)], level)),  # noqa: B023
-            0,
-            len(widths) - 1,
-            whole=True,
-        )
-        yield Network(SMALLER, widths[-1 - int(narrower)], level)
-
-
-def bisected(measure: Callable[[float], float], low: float, high: float, *, whole: bool = False) -> float:
-    """Return where `measure`, which falls, is nearest to 1 of the places that were tried."""
-    tried: dict[float, float] = {}
-    for _ in range(BISECTIONS):
-        place = (low + high) // 2 if whole else (low + high) / 2
-        tried[place] = measure(place)
-        if tried[place] > 1:
-            low = place + whole
-        else:
-            high = place - whole
-        if low > high:
-            break
-    return min(tried, key=lambda place: abs(tried[place] - 1))

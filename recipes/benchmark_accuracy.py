@@ -13,7 +13,6 @@ with `--output model_cards/benchmark_accuracy.json` those of the README.
 """
 
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -21,12 +20,14 @@ from typing import Any
 
 import datasets
 import torch
-from accuracy_ablations import ABLATED, ABLATION_SEEDS, ABLATIONS, LEVEL, plan_for
+from accuracy_ablations import ABLATED, ABLATION_SEEDS, ablations_of, plan_for
 from accuracy_images import DATASETS, Budget, Splits, load_images
+from accuracy_matching import cost, networks_of
 from accuracy_nets import FAMILIES
 from accuracy_plot import plot
+from accuracy_record import Record
 from accuracy_tables import finished, gathered, summary, write_tables
-from accuracy_ways import ABRUPT, SMALLER, UPDP, Bench, Network, cost, networks_of
+from accuracy_ways import ABRUPT, SMALLER, UPDP, Bench, Network
 from benchmark_latency import merged
 from benchmark_selectors import held_out
 from conditions import conditions_of
@@ -35,10 +36,13 @@ from transformers.utils import logging
 
 from updp_hf.arguments import parse_arguments
 from updp_hf.core.cost import measure_latency
+from updp_hf.core.sites import DEFAULT_FORM, Form
 from updp_hf.inputs import example_inputs_of
 from updp_hf.runtimes import measure_runtimes
 
 STAGES = ("baselines", "blocks", "sizes", "rates", "train", "ablate", "runtimes")
+MIDDLE = 2
+"""The level at which learning rates are searched."""
 RATES = (1.0, 0.3, 0.1)
 """Learning rates that are tried for fine-tuning, times that of the baseline."""
 
@@ -78,33 +82,6 @@ class AccuracyArguments:
         return Budget(256, 256, baseline_scale=0.25, calibration_images=32) if self.quick else Budget()
 
 
-class Record:
-    """What is known of one baseline: a JSON document that is written after each step."""
-
-    def __init__(self, file: Path, conditions: dict[str, Any]):
-        self.file = file
-        self.found: dict[str, Any] = {"conditions": conditions}
-        if file.is_file():
-            self.found = json.loads(file.read_text(encoding="utf-8"))
-        if self.found["conditions"] != conditions:
-            raise ValueError(
-                f"{file} has results under {self.found['conditions']}, expected {conditions}: give another `folder`."
-            )
-
-    def do(self, stage: str, name: str, step: Callable[[], Any]) -> Any:
-        """Return what `step` gives, or has given before."""
-        done = self.found.setdefault(stage, {})
-        if name not in done:
-            begin = time.perf_counter()
-            done[name] = step()
-            print(f"{time.strftime('%H:%M:%S')} {self.file.stem}, {stage}, {name}: {done[name]}", flush=True)
-            self.found.setdefault("seconds", {})[f"{stage}, {name}"] = time.perf_counter() - begin
-            unfinished = self.file.with_suffix(".unfinished")
-            unfinished.write_text(json.dumps(self.found, indent=1) + "\n", encoding="utf-8")
-            unfinished.replace(self.file)
-        return done[name]
-
-
 def baselines(bench: Bench, record: Record, options: AccuracyArguments) -> None:
     """Train the baseline."""
 
@@ -118,7 +95,7 @@ def baselines(bench: Bench, record: Record, options: AccuracyArguments) -> None:
 def blocks(bench: Bench, record: Record, options: AccuracyArguments) -> None:
     """Put sites and blocks in the order in which they are pruned."""
     model = bench.baseline()
-    for form in bench.forms(model):
+    for form in (DEFAULT_FORM, Form.MERGE, Form.BLOCK_DROP):
         record.do("blocks", form, lambda: bench.order(model, form))  # noqa: B023
 
 
@@ -145,7 +122,7 @@ def networks_in(record: Record) -> list[Network]:
     """Return the networks that the stage `sizes` has chosen."""
     if "sizes" not in record.found:
         raise ValueError(f"{record.file} has no sizes yet: run the stage 'sizes' first.")
-    fields = ("way", "amount", "level", "blocks")
+    fields = ("way", "amount", "level")
     entries = record.found["sizes"]["networks"][1:]
     return [Network(**{name: entry[name] for name in fields}) for entry in entries]
 
@@ -164,7 +141,7 @@ def rates(bench: Bench, record: Record, options: AccuracyArguments) -> None:
 def middle_of_each_way(networks: list[Network]) -> list[Network]:
     """Return a network of each way that is fine-tuned, as near to the middle level as there is."""
     fine_tuned = [network for network in networks if network.way != SMALLER]
-    nearest = sorted(fine_tuned, key=lambda network: abs(network.level - LEVEL))
+    nearest = sorted(fine_tuned, key=lambda network: abs(network.level - MIDDLE))
     return list({network.way: network for network in reversed(nearest)}.values())
 
 
@@ -194,11 +171,12 @@ def train(bench: Bench, record: Record, options: AccuracyArguments) -> None:
 
 
 def ablate(bench: Bench, record: Record, options: AccuracyArguments) -> None:
-    """Prune at the middle level with one option changed."""
+    """Prune with one option changed."""
     if bench.family not in ABLATED or bench.seed not in ABLATION_SEEDS:
         return
     model = bench.baseline()
-    network = next(network for network in networks_in(record) if (network.way, network.level) == (UPDP, LEVEL))
+    level = ABLATED[bench.family]
+    network = next(network for network in networks_in(record) if (network.way, network.level) == (UPDP, level))
     rate = rate_of(UPDP, bench, record)
 
     def step(changes: dict[str, Any]) -> dict[str, Any]:
@@ -209,7 +187,7 @@ def ablate(bench: Bench, record: Record, options: AccuracyArguments) -> None:
         found = bench.run(network, model, rate, {"plan": plan, **pruning})
         return {**found, "speed_up": medians["baseline"][0] / medians[""][0], "blocks": plan.blocks}
 
-    for name, changes in ABLATIONS.items():
+    for name, changes in ablations_of(level).items():
         record.do("ablations", name, lambda: step(changes))  # noqa: B023
 
 

@@ -178,7 +178,15 @@ class Bench(NamedTuple):
 def arguments(name: str, seed: int, folder: Path | str, **changes: Any) -> digits.DigitsArguments:
     """Return the arguments of the digits recipe, on one thread of the CPU and without a word."""
     quiet = {"eval_strategy": "no", "eval_on_start": False, "logging_strategy": "no", "report_to": "none"}
-    settings = {**quiet, "use_cpu": True, "disable_tqdm": True, "calibration_size": SAMPLE, **changes}
+    as_in_the_paper = {"start": "inherit", "ramp_end": 0.5}
+    settings = {
+        **quiet,
+        **as_in_the_paper,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "calibration_size": SAMPLE,
+        **changes,
+    }
     return digits.DigitsArguments(model=name, seed=seed, output_dir=str(folder), **settings)
 
 

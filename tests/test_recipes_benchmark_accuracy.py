@@ -87,7 +87,7 @@ def test_tables_and_pictures_are_made_of_what_there_is(recipes, tmp_path):
 
 @pytest.mark.parametrize(("aim", "whole"), [(0.37, False), (5, True)])
 def test_bisecting_finds_where_a_falling_ratio_is_one(recipes, aim, whole):
-    bisected = recipes("accuracy_ways").bisected
+    bisected = recipes("accuracy_matching").bisected
     low, high = (0, 12) if whole else (0.0, 0.9)
     found = bisected(lambda place: 1 + aim - place, low, high, whole=whole)
     assert abs(found - aim) <= (0 if whole else 0.9 / 2**5)
@@ -141,7 +141,7 @@ def test_a_run_goes_on_where_it_was_and_leaves_every_table(recipes, tmp_path, mo
     (file,) = (tmp_path / "runs-quick").glob("*.json")
     first = json.loads(file.read_text())
     ways = {key.rsplit(" ", 1)[0] for key in first["runs"]}
-    assert ways == {"updp", "abrupt", "block drop", "torch-pruning", "smaller"}
+    assert ways == {"updp", "paper", "abrupt", "block drop", "torch-pruning", "smaller"}
     assert {"PyTorch eager", "ONNX Runtime"} <= set(first["runtimes"]["updp 12"])
     benchmark.main()
     assert json.loads(file.read_text()) == first

@@ -77,9 +77,10 @@ class UPDPTrainingArguments(TrainingArguments):
         },
     )
     start: str = field(
-        default="inherit",
+        default="fit",
         metadata={
-            "help": "Where the pruned branch starts: from the checkpoint's own weights (UPDP) or from a fit to it.",
+            "help": "Where the pruned branch starts: from a fit to the branch, or from the checkpoint's own weights "
+            "(inherit, as in UPDP).",
             "choices": ["inherit", "fit"],
         },
     )
@@ -94,7 +95,7 @@ class UPDPTrainingArguments(TrainingArguments):
         default="linear", metadata={"help": "Shape of λ over the ramp.", "choices": ["linear", "cosine", "constant"]}
     )
     ramp_start: float = field(default=0.0, metadata={"help": "Where λ leaves 0, as a fraction of all steps."})
-    ramp_end: float = field(default=0.5, metadata={"help": "Where λ reaches 1, as a fraction of all steps."})
+    ramp_end: float = field(default=0.1, metadata={"help": "Where λ reaches 1, as a fraction of all steps."})
     calibration_size: int = field(
         default=256, metadata={"help": "Number of training images used to calibrate, fit and select."}
     )

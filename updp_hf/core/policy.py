@@ -15,7 +15,7 @@ Policy = Callable[[int, int], Mapping[str, float]]
 """From `(step, total_steps)` to λ by the path of each gate."""
 
 
-def ramp(shape: Literal["linear", "cosine", "constant"] = "linear", start: float = 0.0, end: float = 0.5) -> Schedule:
+def ramp(shape: Literal["linear", "cosine", "constant"] = "linear", start: float = 0.0, end: float = 0.1) -> Schedule:
     """Return the schedule that takes λ from 0 at `start` to 1 at `end`, both fractions of training.
 
     `linear` is p, `cosine` is (1 - cos πp) / 2 with p the progress between start and end; `constant` jumps from 0 to
