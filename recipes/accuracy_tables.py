@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from accuracy_ablations import ABLATED
-from accuracy_ways import ABRUPT, DROP, PAPER, SMALLER, TORCH_PRUNING, UPDP, WAYS
+from accuracy_ways import ABRUPT, DROP, PAPER, SMALLER, TORCH_PRUNING, UPDP, WAYS, Network
 from conditions import write_json
 
 from updp_hf.report import side_by_side
@@ -60,7 +60,7 @@ def points_of(record: Record, way: str) -> dict[float, tuple[float, float]]:
 
 
 def key_of(network: Mapping[str, Any]) -> str:
-    return f"{network['way']} {network['amount']:g}"
+    return Network(network["way"], network["amount"], network["level"]).key
 
 
 def level_of(record: Record, way: str, level: int) -> Mapping[str, Any] | None:

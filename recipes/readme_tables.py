@@ -76,8 +76,8 @@ def accuracy_part() -> list[str]:
             epochs of fine-tuning: {known["epochs"]:g}. UPDP with its defaults at three levels, a third of the sites,
             two thirds, all; the others at the same latency, measured: {known["device"]}, float32, eager,
             {known["threads"]} thread, batch {known["batch_size_of_latency"]},
-            torch {known["versions"]["torch"]}; another run kept the second core
-            busy. Not finished: some baselines, the ablations and the other runtimes are missing.
+            torch {known["versions"]["torch"]}. Not finished: the ablations and the
+            other runtimes are missing.
             Mean over the levels, ± standard deviation over the baselines, each of another seed; points of accuracy
             ahead; – is not reached or not run. Every level, and what it costs:
             [model_cards/benchmark_accuracy.md](model_cards/benchmark_accuracy.md)."""
@@ -89,10 +89,11 @@ def accuracy_part() -> list[str]:
 def digits_part() -> list[str]:
     reports = digits_reports()
     first = next(iter(reports.values()))
-    conditions, form = first.latency_conditions, first.plan["sites"][0]["form"]
+    conditions, plan = first.latency_conditions, first.plan
+    asked = f"--form {plan['sites'][0]['form']} --start {plan['start']} --ramp_end {first.training['ramp_end']}"
     cards = ", ".join(f"[{name}](model_cards/digits_{name}/README.md)" for name in reports)
     text = f"""
-        **Digits**: `accelerate launch recipes/digits.py --model MODEL --form {form}`, small networks trained from
+        **Digits**: `accelerate launch recipes/digits.py --model MODEL {asked}`, small networks trained from
         scratch, half of their blocks pruned. One run each, seed {first.seed}. Accuracy on
         {first.evaluated_on["images"]} held-out images. Latency:
         {conditions["statistic"]}; {conditions["device"]}, {conditions["dtype"]}, {conditions["mode"]},

@@ -47,7 +47,7 @@ def gated(build):
 @pytest.mark.parametrize("bf16", [False, True])
 def test_the_stock_trainer_anneals_and_the_result_merges(tmp_path, build, bf16):
     model = gated(build)
-    run, recorded = by_hand(tmp_path / "run", model, UPDPCallback(), bf16=bf16)
+    run, recorded = by_hand(tmp_path / "run", model, UPDPCallback(ramp(end=0.5)), bf16=bf16)
     run.train()
     assert [value for event, _, value in recorded.seen if event == "step"] == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0]
     merged = merge(model)
@@ -67,7 +67,7 @@ def test_early_stopping_waits_for_the_end_of_the_ramp(tmp_path):
     }
     run, _ = by_hand(tmp_path, gated(vit), stopper, **options)
     run.compute_metrics = lambda _: {"worsening": -float(run.state.global_step)}
-    run.add_callback(UPDPCallback())
+    run.add_callback(UPDPCallback(ramp(end=0.5)))
     run.train()
     # λ is 1 from step 4 on: its first evaluation is the best, the second one is worse.
     assert run.state.global_step == 6
@@ -84,7 +84,7 @@ def test_lambda_is_handed_to_the_loggers_behind(tmp_path):
                 self.seen.append(logs["lambda"])
                 assert "loss" in logs
 
-    callback = Logged()
+    callback = Logged(ramp(end=0.5))
     callback.seen = []
     run, _ = by_hand(tmp_path, gated(vit), callback)
     run.train()
@@ -93,7 +93,7 @@ def test_lambda_is_handed_to_the_loggers_behind(tmp_path):
 
 
 def test_an_ungated_model_is_refused(tmp_path):
-    run, _ = by_hand(tmp_path, vit(), UPDPCallback())
+    run, _ = by_hand(tmp_path, vit(), UPDPCallback(ramp(end=0.5)))
     with pytest.raises(PlanError, match=r"ViTForImageClassification has no gates: call `gate_\(model, plan\)` first"):
         run.train()
 
@@ -125,7 +125,7 @@ def test_lambda_depends_on_nothing_but_the_step():
 
 def test_the_best_model_is_forgotten_when_the_ramp_ends_and_only_then():
     model = gated(vit)
-    callback, state = UPDPCallback(), TrainerState(max_steps=8)
+    callback, state = UPDPCallback(ramp(end=0.5)), TrainerState(max_steps=8)
     forgotten = []
     for step in range(8):
         state.global_step, state.best_metric, state.best_global_step, state.best_model_checkpoint = step, 0.9, 1, "here"
@@ -150,7 +150,7 @@ def test_a_run_that_stops_in_the_ramp_leaves_lambda_where_it_was(tmp_path):
             control.should_training_stop = state.global_step == 2
 
     model = gated(vit)
-    run, _ = by_hand(tmp_path, model, Stop())
+    run, _ = by_hand(tmp_path, model, Stop(ramp(end=0.5)))
     run.train()
     assert {float(gate.lam) for _, gate in gates(model)} == {0.5}
     with pytest.raises(ValueError, match="not closed"):

@@ -646,7 +646,7 @@ def test_lambda_changes_neither_within_a_step_nor_while_evaluating(tmp_path):
         eval_on_start=True,
     )
     run.train()
-    schedule = ramp()
+    schedule = ramp(end=0.5)
     assert {event for event, _, _ in lambdas.seen} == {"substep", "step", "prediction"}
     for event, step, value in lambdas.seen:
         assert value == schedule(max(step - 1, 0) / STEPS if event == "prediction" else step / STEPS), (event, step)

@@ -107,6 +107,8 @@ def arguments(folder: Path, **changes: Any) -> UPDPTrainingArguments:
         "save_strategy": "no",
         "selector": "last",
         "form": "merge",  # with BatchNorms, which have more states that can go wrong than the default
+        "start": "inherit",
+        "ramp_end": 0.5,  # several of the few steps
         "calibration_size": 16,
         "use_cpu": True,
         "disable_tqdm": True,
