@@ -195,8 +195,8 @@ def rates(record: Record) -> str:
     """Return the validation loss at each learning rate, and so which was taken."""
     rows: dict[str, dict[str, str]] = {}
     for name, run in record.get("rates", {}).items():
-        way, _, _ = name.rpartition(", ")
-        rows.setdefault(NAMES[way], {})[f"learning rate {run['learning_rate']:.2g}"] = f"{run['validation_loss']:.3f}"
+        key, _, _ = name.rpartition(", ")
+        rows.setdefault(key, {})[f"learning rate {run['learning_rate']:.2g}"] = f"{run['validation_loss']:.3f}"
     return "Loss on validation images after fine-tuning:\n\n" + transposed(rows) if rows else ""
 
 

@@ -12,8 +12,7 @@ command goes on where it was interrupted, and several may run side by side with 
 with `--output model_cards/benchmark_accuracy.json` those of the README.
 """
 
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -41,8 +40,6 @@ from updp_hf.inputs import example_inputs_of
 from updp_hf.runtimes import measure_runtimes
 
 STAGES = ("baselines", "blocks", "sizes", "rates", "train", "ablate", "runtimes")
-MIDDLE = 2
-"""The level at which learning rates are searched."""
 RATES = (1.0, 0.3, 0.1)
 """Learning rates that are tried for fine-tuning, times that of the baseline."""
 
@@ -57,7 +54,7 @@ class AccuracyArguments:
     )
     seeds: list[int] = field(
         default_factory=lambda: [0, 1, 2],
-        metadata={"help": "Of the baselines, one for each; learning rates are searched with the first, 0."},
+        metadata={"help": "Of the baselines, one for each; learning rates are searched with 0, so that comes first."},
     )
     stages: list[str] = field(
         default_factory=lambda: list(STAGES), metadata={"help": "What to do of it.", "choices": list(STAGES)}
@@ -128,46 +125,46 @@ def networks_in(record: Record) -> list[Network]:
 
 
 def rates(bench: Bench, record: Record, options: AccuracyArguments) -> None:
-    """Fine-tune what each way makes at the middle level with several learning rates."""
+    """Fine-tune every network of the first seed with several learning rates."""
     if bench.seed != 0:
         return
     model = bench.baseline()
-    for network in middle_of_each_way(networks_in(record)):
-        for factor in RATES:
+    for network in networks_in(record):
+        for factor in RATES if network.way != SMALLER else ():
             rate = factor * FAMILIES[bench.family].learning_rate
-            record.do("rates", f"{network.way}, {factor}", lambda: bench.run(network, model, rate))  # noqa: B023
+            record.do("rates", f"{network.key}, {factor}", lambda: bench.run(network, model, rate))  # noqa: B023
 
 
-def middle_of_each_way(networks: list[Network]) -> list[Network]:
-    """Return a network of each way that is fine-tuned, as near to the middle level as there is."""
-    fine_tuned = [network for network in networks if network.way != SMALLER]
-    nearest = sorted(fine_tuned, key=lambda network: abs(network.level - MIDDLE))
-    return list({network.way: network for network in reversed(nearest)}.values())
-
-
-def rate_of(way: str, bench: Bench, record: Record) -> float:
-    """Return the learning rate with the least loss on the validation images, that of the baseline from scratch."""
-    own = FAMILIES[bench.family].learning_rate
-    if way == SMALLER:
-        return own
-    file = record.file.with_name(record.file.name.replace(f"-{bench.seed}.json", "-0.json"))
-    tried = json.loads(file.read_text(encoding="utf-8")).get("rates", {}) if file.is_file() else {}
-    losses = {factor: tried.get(f"{way}, {factor}", {}).get("validation_loss") for factor in RATES}
-    if None in losses.values():
-        raise ValueError(f"{file} has no learning rates for {way!r} yet: run the stage 'rates' with seed 0 first.")
-    return own * min(losses, key=lambda factor: losses[factor])
+def best_run(network: Network, record: Record) -> dict[str, Any]:
+    """Return the run of `network` with the least loss on the validation images."""
+    tried = record.found.get("rates", {})
+    runs = [tried.get(f"{network.key}, {factor}") for factor in RATES]
+    if None in runs:
+        raise ValueError(f"{record.file} has no learning rates for {network.key!r} yet: run the stage 'rates' first.")
+    found: dict[str, Any] = min(runs, key=lambda run: run["validation_loss"])
+    return found
 
 
 def train(bench: Bench, record: Record, options: AccuracyArguments) -> None:
-    """Fine-tune every network."""
+    """Fine-tune every network, with the learning rate that was best for the one of the first seed next to it."""
     model = bench.baseline()
-    networks = networks_in(record)
-    searched = middle_of_each_way(networks) if bench.seed == 0 else []
-    for network in networks:
-        rate = rate_of(network.way, bench, record)
-        known = [run for name, run in record.found.get("rates", {}).items() if name.startswith(f"{network.way}, ")]
-        same = [run for run in known if run["learning_rate"] == rate] if network in searched else []
-        record.do("runs", network.key, lambda: same[0] if same else bench.run(network, model, rate))  # noqa: B023
+    file = record.file.with_name(record.file.name.replace(f"-{bench.seed}.json", "-0.json"))
+    first = Record(file, record.found["conditions"])
+
+    def step(network: Network) -> dict[str, Any]:
+        if network.way == SMALLER:
+            return bench.run(network, model, FAMILIES[bench.family].learning_rate)
+        best = best_run(nearest(network, networks_in(first)), first)
+        return best if bench.seed == 0 else bench.run(network, model, best["learning_rate"])
+
+    for network in networks_in(record):
+        record.do("runs", network.key, lambda: step(network))  # noqa: B023
+
+
+def nearest(network: Network, others: Iterable[Network]) -> Network:
+    """Return the one of `others` that goes the same way about as far as `network`."""
+    same_way = [other for other in others if other.way == network.way]
+    return min(same_way, key=lambda other: (abs(other.level - network.level), abs(other.amount - network.amount)))
 
 
 def ablate(bench: Bench, record: Record, options: AccuracyArguments) -> None:
@@ -177,7 +174,7 @@ def ablate(bench: Bench, record: Record, options: AccuracyArguments) -> None:
     model = bench.baseline()
     level = ABLATED[bench.family]
     network = next(network for network in networks_in(record) if (network.way, network.level) == (UPDP, level))
-    rate = rate_of(UPDP, bench, record)
+    rate = record.found["runs"][network.key]["learning_rate"]
 
     def step(changes: dict[str, Any]) -> dict[str, Any]:
         plan, pruning = plan_for(changes, bench, network, model, rate)
