@@ -55,7 +55,8 @@ def _curve(axes: Axes, records: Sequence[Record], way: str) -> None:
             by_level.setdefault(level, []).append((points[0][0] / seconds, 100 * accuracy))
     if len(by_level) < 2:
         return
-    columns = [list(zip(*pairs, strict=True)) for _, pairs in sorted(by_level.items())]
+    columns = [list(zip(*pairs, strict=True)) for pairs in by_level.values()]
+    columns.sort(key=lambda column: statistics.fmean(column[0]))  # in the order in which they lie beside each other
     x, y = ([statistics.fmean(column[axis]) for column in columns] for axis in (0, 1))
     spread = [statistics.stdev(column[1]) if len(column[1]) > 1 else 0.0 for column in columns]
     axes.errorbar(x, y, yerr=spread, label=NAMES[way], markersize=5, capsize=2, **LOOKS[way])

@@ -128,7 +128,10 @@ def conditions(families: Mapping[str, Sequence[Record]]) -> str:
 
 
 def summary(families: Mapping[str, Sequence[Record]]) -> str:
-    """Return accuracy at equal latency: a row for each way, a column for each family, means over levels and seeds."""
+    """Return accuracy at equal latency: a row for each way, a column for each family, means over levels and seeds.
+
+    The last column is the mean of the families, with their standard deviation.
+    """
     columns: dict[str, dict[str, str]] = {}
     for family, records in families.items():
         column = columns.setdefault(family, {})
@@ -138,9 +141,16 @@ def summary(families: Mapping[str, Sequence[Record]]) -> str:
         column["speed-up"] = f"{min(speed_ups):.2f}× to {max(speed_ups):.2f}×"
         for way in WAYS:
             column[NAMES[way]] = spread_of(over_levels(record, way) for record in records)
-        for way in WAYS[1:]:
-            column[f"UPDP ahead of: {NAMES[way]}"] = spread_of((ahead(record, way) for record in records), signed=True)
-    return side_by_side(columns)
+    mean = dict.fromkeys(next(iter(columns.values())), "")
+    for way in WAYS[1:]:
+        row, of_families = f"UPDP ahead of: {NAMES[way]}", []
+        for family, records in families.items():
+            leads = [ahead(record, way) for record in records]
+            columns[family][row] = spread_of(leads, signed=True)
+            found = [lead for lead in leads if lead is not None]
+            of_families += [statistics.fmean(found)] if found else []
+        mean[row] = spread_of(of_families, signed=True)
+    return side_by_side({**columns, "mean of families": mean})
 
 
 def over_levels(record: Record, way: str) -> float | None:
