@@ -212,16 +212,12 @@ def rates(record: Record) -> str:
 
 def runtimes(record: Record) -> str:
     """Return the speed-up of each network of the first seed in each runtime."""
-    found = record.get("runtimes", {})
-    if "baseline" not in found:
-        return ""
     rows: dict[str, dict[str, str]] = {}
-    for name, by_runtime in found.items():
-        for runtime, by_size in by_runtime.items():
-            for size, seconds in by_size.items():
-                ratio = found["baseline"][runtime][size] / seconds
-                rows.setdefault(name, {})[f"{runtime}, batch {size}"] = f"{1e3 * seconds:.1f} ms, {ratio:.2f}×"
-    return "Latency and speed-up in each runtime:\n\n" + transposed(rows)
+    for runtime, medians in record.get("runtimes", {}).items():
+        for name, seconds in medians.items():
+            ratio = medians["baseline"] / seconds
+            rows.setdefault(name, {})[runtime] = f"{1e3 * seconds:.1f} ms, {ratio:.2f}×"
+    return "Latency and speed-up in each runtime:\n\n" + transposed(rows) if rows else ""
 
 
 def ablations(families: Mapping[str, Sequence[Record]]) -> str:

@@ -12,7 +12,7 @@ command goes on where it was interrupted, and several may run side by side with 
 with `--output model_cards/benchmark_accuracy.json` those of the README.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,14 +30,13 @@ from accuracy_ways import ABRUPT, SMALLER, UPDP, Bench, Network
 from benchmark_latency import merged
 from benchmark_selectors import held_out
 from conditions import conditions_of
-from torch import nn
+from latency_modes import COMPILED, EAGER, ONNX, prepared
 from transformers.utils import logging
 
 from updp_hf.arguments import parse_arguments
 from updp_hf.core.cost import measure_latency
 from updp_hf.core.sites import DEFAULT_FORM, Form
 from updp_hf.inputs import example_inputs_of
-from updp_hf.runtimes import measure_runtimes
 
 STAGES = ("baselines", "blocks", "sizes", "rates", "train", "ablate", "runtimes")
 RATES = (1.0, 0.3, 0.1)
@@ -189,15 +188,21 @@ def ablate(bench: Bench, record: Record, options: AccuracyArguments) -> None:
 
 
 def runtimes(bench: Bench, record: Record, options: AccuracyArguments) -> None:
-    """Measure the networks of the first seed in every runtime."""
+    """Measure the networks of the first seed in every runtime, all of them in turn."""
     if bench.seed != 0:
         return
     model = bench.baseline()
-    networks = [network for network in networks_in(record) if network.way != ABRUPT]
-    built: dict[str, Callable[[], nn.Module]] = {"baseline": lambda: model}
-    built |= {network.key: lambda network=network: bench.build(network, model) for network in networks}
-    for name, build in built.items():
-        record.do("runtimes", name, lambda: measure_runtimes(build(), [options.batch_size], options.rounds))  # noqa: B023
+    images = example_inputs_of(model, options.batch_size)
+    networks = {network.key: network for network in networks_in(record) if network.way != ABRUPT}
+    built = {"baseline": model, **{key: bench.build(network, model) for key, network in networks.items()}}
+
+    def step(mode: str) -> dict[str, float]:
+        models = {name: prepared(network, "contiguous", mode, images) for name, network in built.items()}
+        medians = measure_latency(models, [images], rounds=options.rounds)
+        return {name: median for name, (median,) in medians.items()}
+
+    for mode in (EAGER, COMPILED, ONNX):
+        record.do("runtimes", mode, lambda: step(mode))  # noqa: B023
 
 
 def benches(options: AccuracyArguments, splits: Mapping[str, Splits]) -> Iterator[tuple[Bench, Record]]:

@@ -156,7 +156,8 @@ def test_a_run_goes_on_where_it_was_and_leaves_every_table(recipes, tmp_path, mo
     first = json.loads(file.read_text())
     ways = {key.rsplit(" ", 1)[0] for key in first["runs"]}
     assert ways == {"updp", "paper", "abrupt", "block drop", "torch-pruning", "smaller"}
-    assert {"PyTorch eager", "ONNX Runtime"} <= set(first["runtimes"]["updp 12"])
+    assert set(first["runtimes"]) == {"eager", "compiled", "ONNX Runtime"}
+    assert {"baseline", "updp 12", "torch-pruning"} <= {name.rsplit(" 0.")[0] for name in first["runtimes"]["eager"]}
     benchmark.main()
     assert json.loads(file.read_text()) == first
     assert "Torch-Pruning" in (tmp_path / "accuracy.md").read_text()

@@ -1,6 +1,5 @@
 """The ways to run a model on the CPU: PyTorch eager, PyTorch compiled, ONNX Runtime."""
 
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -13,14 +12,13 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from updp_hf.core.cost import measure_latency
-from updp_hf.inputs import image_shape_of, logits_of
+from updp_hf.inputs import logits_of
 
 __all__ = [
     "ExportError",
     "OnnxLibraries",
     "OnnxSession",
     "first_line",
-    "measure_runtimes",
     "onnx_libraries",
     "random_images",
     "runtimes_of",
@@ -123,23 +121,13 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
 
 
-def measure_runtimes(model: nn.Module, batch_sizes: Sequence[int], rounds: int = 15) -> dict[str, dict[str, float]]:
-    """Return the median seconds of one forward of `model` in each runtime, by batch size, the runtimes in turn.
-
-    Raises:
-        ExportError: it cannot be exported.
-        ImportError: a library of the extra `onnx` is missing.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        file, shape = Path(folder) / "model.onnx", image_shape_of(model)
-        write_onnx(model, shape, file)
-        return runtimes_of(model, OnnxSession(onnx_libraries(), file), shape, batch_sizes, rounds)
-
-
 def runtimes_of(
     model: nn.Module, session: nn.Module, shape: Sequence[int], batch_sizes: Sequence[int], rounds: int
 ) -> dict[str, dict[str, float]]:
-    """Measure `model` eager and compiled and its `session` in turn, by batch size, in seconds."""
+    """Return the median seconds of one forward of `model` eager and compiled, and of its `session`, by batch size.
+
+    They run in turn; what cannot be compiled is left out.
+    """
     batches = [{"pixel_values": random_images(shape, size)} for size in batch_sizes]
     runtimes: dict[str, nn.Module] = {EAGER: model, RUNTIME: session}
     compiled = _compiled(model, batches)
