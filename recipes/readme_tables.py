@@ -134,8 +134,8 @@ def latency_part() -> list[str]:
         every site merged that pays, form `{arguments["form"]}`.
         {results["device"]}, {arguments["dtype"]}, {results["threads"]} threads, medians of
         {arguments["rounds"]} rounds in turn, torch {versions["torch"]}, timm {versions["timm"]}. What accuracy is left
-        at that point is another question: nobody prunes every block. All levels are in
-        [recipes/benchmark_latency.md](recipes/benchmark_latency.md)."""
+        at that point is another question: nobody prunes every block. All levels, beside the roofline of this machine,
+        are in [recipes/benchmark_latency.md](recipes/benchmark_latency.md)."""
     return [paragraph(text), summary(results)]
 
 

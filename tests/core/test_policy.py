@@ -33,9 +33,9 @@ def test_the_shapes_between_start_and_end(shape, quarter, half):
     assert schedule(0.4) == pytest.approx(half)
 
 
-def test_by_default_the_second_half_of_training_is_closed():
+def test_by_default_all_but_the_first_tenth_of_training_is_closed():
     schedule = ramp()
-    assert [schedule(p) for p in (0.0, 0.25, 0.5, 1.0)] == [0.0, 0.5, 1.0, 1.0]
+    assert [schedule(p) for p in (0.0, 0.05, 0.1, 1.0)] == [0.0, 0.5, 1.0, 1.0]
 
 
 @pytest.mark.parametrize(
