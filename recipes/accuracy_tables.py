@@ -60,7 +60,7 @@ def points_of(record: Record, way: str) -> dict[float, tuple[float, float]]:
 
 
 def key_of(network: Mapping[str, Any]) -> str:
-    return Network(network["way"], network["amount"], network["level"]).key
+    return Network.of(network).key
 
 
 def level_of(record: Record, way: str, level: int) -> Mapping[str, Any] | None:

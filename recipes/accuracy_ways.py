@@ -50,6 +50,11 @@ class Network:
     amount: float  # sites closed, blocks dropped, fraction of the channels left out, width
     level: int  # of UPDP, whose latency it has; for dropped blocks, which come whole, that is the nearest
 
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> "Network":
+        """Return the network that an entry of the stage `sizes` is about."""
+        return cls(entry["way"], entry["amount"], entry["level"])
+
     @property
     def key(self) -> str:
         return f"{self.way} {self.amount:g}"

@@ -118,9 +118,7 @@ def networks_in(record: Record) -> list[Network]:
     """Return the networks that the stage `sizes` has chosen."""
     if "sizes" not in record.found:
         raise ValueError(f"{record.file} has no sizes yet: run the stage 'sizes' first.")
-    fields = ("way", "amount", "level")
-    entries = record.found["sizes"]["networks"][1:]
-    return [Network(**{name: entry[name] for name in fields}) for entry in entries]
+    return [Network.of(entry) for entry in record.found["sizes"]["networks"][1:]]
 
 
 def rates(bench: Bench, record: Record, options: AccuracyArguments) -> None:

@@ -93,7 +93,7 @@ def test_lambda_is_handed_to_the_loggers_behind(tmp_path):
 
 
 def test_an_ungated_model_is_refused(tmp_path):
-    run, _ = by_hand(tmp_path, vit(), UPDPCallback(ramp(end=0.5)))
+    run, _ = by_hand(tmp_path, vit(), UPDPCallback())
     with pytest.raises(PlanError, match=r"ViTForImageClassification has no gates: call `gate_\(model, plan\)` first"):
         run.train()
 

@@ -128,6 +128,7 @@ def test_only_what_was_changed_is_reported_and_nothing_private(tmp_path):
     assert changed["data_seed"] == 0
     assert changed["skip_memory_metrics"] is False
     assert changed["lr_scheduler_type"] == "cosine"
+    assert changed["ramp_end"] == 0.5
     assert "ramp_start" not in changed
     assert "warmup_steps" not in changed
     text = json.dumps(changed)
