@@ -75,7 +75,9 @@ class AccuracyArguments:
 
     @property
     def budget(self) -> Budget:
-        return Budget(256, 256, baseline_scale=0.25, calibration_images=32) if self.quick else Budget()
+        if self.quick:
+            return Budget(256, 256, baseline_scale=0.25, calibration_images=32)
+        return Budget(baseline_scale=DATASETS[self.dataset])
 
 
 def baselines(bench: Bench, record: Record, options: AccuracyArguments) -> None:

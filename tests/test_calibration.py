@@ -9,7 +9,7 @@ from torch import nn
 
 from updp_hf import Form, Plan, calibrate_, calibration, find_sites, gate_
 from updp_hf.calibration import recalibrate_batch_norms_
-from updp_hf.core.gate import Blend, gates
+from updp_hf.core.gate import Blend, Landing, gates
 from updp_hf.core.plan import PlanError
 from updp_hf.inputs import example_inputs_of, logits_of
 from updp_hf.layout_updp import ChannelBatchNorm, EndActivation
@@ -273,6 +273,30 @@ def test_fit_of_an_affine_run_of_convolutions_is_exact(make):
     errors = errors_of_sites(model, {"x": images(seed=9)})
     assert len(errors) == 2
     assert max(errors) < 2e-3  # what the ridge leaves
+
+
+NORMED = {
+    "tokens": lambda: (gated("vit", Form.MERGE_KEEP_NORM, start="fit"), example_inputs_of(tiny_model("vit"), 16)),
+    "convolutions": lambda: (gated_net(AFFINE["groups"], start="fit"), {"x": images()}),
+}
+
+
+@pytest.mark.parametrize("make", NORMED.values(), ids=NORMED)
+def test_the_batch_norm_behind_a_fit_changes_nothing_and_knows_what_it_sees(make):
+    model, inputs = make()
+    calibrate_(model, [*inputs.values()])
+    close_(model)
+    seen = {}
+    landings = [gate.pruned for _, gate in gates(model) if isinstance(gate, Landing)]
+    for norm in landings:
+        norm.register_forward_hook(lambda norm, args, output: seen.update({norm: (args[0], output)}))
+    with torch.no_grad():
+        model(**inputs)
+        assert len(landings) == len(seen) >= 2
+        for norm, (x, y) in seen.items():
+            scale = float(x.abs().max())
+            assert torch.allclose(x, y, rtol=0, atol=1e-6 * scale)
+            assert torch.allclose(x, norm.train()(x), rtol=0, atol=0.1 * scale)  # behind others that are closed
 
 
 def test_fit_of_a_run_that_pads_in_its_middle_is_no_worse_than_its_own_map():

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from updp_hf import Form, Plan, UPDPForImageClassification, find_sites, gate_, merge
 from updp_hf.core.cost import count_macs, count_parameters
 from updp_hf.core.finder import find
-from updp_hf.core.gate import Blend, Bypass, Gate, Shortcut, gates
+from updp_hf.core.gate import Blend, Bypass, Gate, Landing, Shortcut, gates
 from updp_hf.core.graph import stock_modules, trace
 from updp_hf.core.plan import PlanError
 from updp_hf.core.sites import Site
@@ -278,7 +278,7 @@ def test_the_ends_are_approached_without_a_jump(case: Case):
 def test_at_its_ends_a_gate_computes_one_side_alone(case: Case):
     """Convolutions that stay are left out, and BatchNorms that mark: they belong to both sides."""
     model = copy.deepcopy(gated_model(case)).train()
-    blends = [gate for _, gate in gates(model) if isinstance(gate, Blend | Bypass | Shortcut)]
+    blends = [gate for _, gate in gates(model) if isinstance(gate, Blend | Bypass | Landing | Shortcut)]
     called: list[nn.Module] = []
     for value, dead in ((0.0, "pruned"), (1.0, "original")):
         close_(model, value)

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from updp_hf.core.fit import Moments, fit_linear, fit_scale
-from updp_hf.core.gate import Blend, Gate, Shortcut
+from updp_hf.core.fit import Moments, fit_linear, fit_scale, statistics_of_fit
+from updp_hf.core.gate import Blend, Gate, Landing, Shortcut
 from updp_hf.core.modes import evaluation
 from updp_hf.core.plan import Plan
 from updp_hf.core.sites import Site
@@ -39,9 +39,9 @@ def calibrate_(
     """Give the pruned sides of a gated `model` the weights that bring them nearest to what the open gates compute.
 
     Each BatchNorm takes its statistics from the input of the norm that it replaces, and the scale and shift that bring
-    it nearest to that norm's output, so that the blend starts smoothly. Each fitted Linear is the ridge regression of
-    its branch. Sites that are closed already are passed closed, so that sites calibrated and closed one after another
-    correct each other.
+    it nearest to that norm's output, so that the blend starts smoothly. Each fitted map is the ridge regression of its
+    branch, and the BatchNorm behind it leaves it as it is until it is trained. Sites that are closed already are passed
+    closed, so that sites calibrated and closed one after another correct each other.
 
     Args:
         model: a gated model; `sites` stand at λ = 0.
@@ -63,7 +63,8 @@ def calibrate_(
     closed_norms += end_gates(model, chosen)
     _run(model, images, {gate: _summing(moments, gate) for gate in closed_norms})
     for gate in closed_norms:
-        _set_norm_(_batch_norm_of(gate), moments[gate])
+        norm = _batch_norm_of(gate.closed())
+        _set_norm_(norm, *fit_scale(moments[gate], norm.eps))
 
     hooks: dict[nn.Module, Hook] = {}
     fits = [fit for site in chosen if (fit := _Fit.of(model, site)) is not None]
@@ -154,6 +155,7 @@ class _Fit(NamedTuple):
     """One Linear or convolution to be fitted: what it reads, what it is to give, and the sums over both."""
 
     target: nn.Linear | nn.Conv2d
+    norm: nn.BatchNorm1d | nn.BatchNorm2d | None  # behind the target
     leading: list[nn.Module]  # the closed modules that the input of the run passes before the target reads it
     first: nn.Module  # its input is that of the run
     last: Gate  # its output is what the target is to give
@@ -171,8 +173,9 @@ class _Fit(NamedTuple):
         slots = [get_slot(model, slot) for slot in site.run]
         before = slots[: slots.index(entry)]
         leading = [module.closed() if isinstance(module, Gate) else module for module in before]
+        norm = _batch_norm_of(found[-1].closed()) if isinstance(found[-1], Landing) else None
         last = site.run[slots.index(found[-1])]
-        return cls(target, leading, before[0] if before else entry, found[-1], last, [])
+        return cls(target, norm, leading, before[0] if before else entry, found[-1], last, [])
 
     def hooks(self, wanted: Sequence[Tensor] | None = None) -> dict[nn.Module, Hook]:
         """Return the hooks that sum what `write_` needs; `wanted`, of each batch, stands for what `last` gives."""
@@ -205,10 +208,15 @@ class _Fit(NamedTuple):
 
     def write_(self) -> None:
         """Give the target the weights of least squares."""
-        weights, biases = zip(*[fit_linear(moments) for moments in self.moments], strict=True)
+        fitted = [fit_linear(moments) for moments in self.moments]
+        weights, biases = zip(*fitted, strict=True)
         self.target.weight.copy_(torch.cat(weights).view_as(self.target.weight))
         assert self.target.bias is not None
         self.target.bias.copy_(torch.cat(biases))
+        if self.norm is not None:
+            groups = [statistics_of_fit(moments, *fit) for moments, fit in zip(self.moments, fitted, strict=True)]
+            mean, variance = map(torch.cat, zip(*groups, strict=True))
+            _set_norm_(self.norm, mean, variance, torch.sqrt(variance + self.norm.eps), mean)
 
 
 def _moments_of_patches(conv: nn.Conv2d, x: Tensor, y: Tensor) -> list[Moments]:
@@ -228,15 +236,14 @@ def _is_batch_norm(gate: Gate) -> bool:
     return isinstance(gate, Blend) and isinstance(gate.pruned, nn.BatchNorm2d | ChannelBatchNorm)
 
 
-def _batch_norm_of(gate: Gate) -> nn.BatchNorm1d | nn.BatchNorm2d:
-    closed = gate.closed()
+def _batch_norm_of(closed: nn.Module) -> nn.BatchNorm1d | nn.BatchNorm2d:
     norm = closed[0] if isinstance(closed, nn.Sequential) else closed
     assert isinstance(norm, nn.BatchNorm2d | ChannelBatchNorm)
     return norm.norm if isinstance(norm, ChannelBatchNorm) else norm
 
 
 def _summing(moments: dict[nn.Module, Moments], gate: Gate) -> Hook:
-    is_image = isinstance(_batch_norm_of(gate), nn.BatchNorm2d)
+    is_image = isinstance(_batch_norm_of(gate.closed()), nn.BatchNorm2d)
 
     def hook(x: Tensor, y: Tensor) -> None:
         batch = Moments.per_channel(*(t.movedim(1, -1) if is_image else t for t in (x, y)))
@@ -277,11 +284,12 @@ def _run(model: nn.Module, images: list[Any], hooks: Mapping[nn.Module, Hook]) -
             handle.remove()
 
 
-def _set_norm_(norm: nn.BatchNorm1d | nn.BatchNorm2d, moments: Moments) -> None:
-    mean, variance, weight, bias = fit_scale(moments, norm.eps)
+def _set_norm_(
+    norm: nn.BatchNorm1d | nn.BatchNorm2d, mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor
+) -> None:
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    for tensor, value in zip(
-        (norm.running_mean, norm.running_var, norm.weight, norm.bias), (mean, variance, weight, bias), strict=True
-    ):
-        tensor.copy_(value)
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(variance)
+    norm.weight.copy_(weight)
+    norm.bias.copy_(bias)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
+    "EPS",
     "ChannelBatchNorm",
     "EndActivation",
     "Mark",
@@ -30,6 +31,9 @@ __all__ = [
 ]
 
 END_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
+EPS = 1e-5
+"""Of BatchNorms that are put in where the checkpoint has no norm."""
+
 MAX_FEATURES = 2**16
 """Largest channel count that a layout may ask for; larger ones are taken for a damaged or hostile file."""
 

@@ -17,10 +17,10 @@ from updp_hf.core.modes import evaluation, full_precision
 from updp_hf.core.plan import Plan
 from updp_hf.core.sites import Form, Site, outermost
 from updp_hf.inputs import example_inputs_of, logits_of
-from updp_hf.layout_updp import EndActivation, Mark, Skip, Zero, get_slot, layout_of, set_slot
+from updp_hf.layout_updp import EPS, EndActivation, Mark, Skip, Zero, get_slot, layout_of, set_slot
 from updp_hf.modeling_updp import UPDPForImageClassification, with_layout
 from updp_hf.stock import without_blocks
-from updp_hf.surgery import END_EPS, plan_of
+from updp_hf.surgery import plan_of
 
 __all__ = ["MergeError", "merge"]
 
@@ -163,7 +163,7 @@ def _merge_end_(merged: nn.Module, block: str, plan: Plan) -> dict[str, Any]:
     assert isinstance(wrapper.end, Gate)
     wrapper.end = wrapper.end.closed()
     site = next(site for site in plan.sites if site.block == block)
-    spec = {"kind": "end", "channels": site.channels, "channel_axis": site.channel_axis, "eps": END_EPS}
+    spec = {"kind": "end", "channels": site.channels, "channel_axis": site.channel_axis, "eps": EPS}
     return {**spec, "activation": plan.end_activation}
 
 

@@ -21,6 +21,7 @@ from updp_hf.core.sites import DEFAULT_FORM, Form, Refusal, Site
 from updp_hf.core.structure import Structure
 from updp_hf.inputs import example_inputs_of
 from updp_hf.layout_updp import (
+    EPS,
     EndActivation,
     batch_norm_and_activation,
     get_slot,
@@ -44,8 +45,6 @@ __all__ = [
 ]
 
 logger = logging.get_logger(__name__)
-
-END_EPS = 1e-5
 
 
 class FoundSites(NamedTuple):
@@ -242,7 +241,7 @@ def _append_end_(model: nn.Module, block: str, plan: Plan) -> None:
     site = next(site for site in plan.sites if site.block == block)
     stock = get_slot(model, block)
     like = next(stock.parameters())
-    end = batch_norm_and_activation(site.channels, END_EPS, site.channel_axis, plan.end_activation or "")
+    end = batch_norm_and_activation(site.channels, EPS, site.channel_axis, plan.end_activation or "")
     set_slot(model, block, EndActivation(stock, Blend(nn.Identity(), end.to(like.device, like.dtype)).to(like.device)))
 
 

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from updp_hf.core.affine import apply, fold, read
 from updp_hf.core.conv_gates import ConvGate, FillGate
-from updp_hf.core.gate import Bypass, Gate, Shortcut, gates
+from updp_hf.core.gate import Bypass, Gate, Landing, Shortcut, gates
 from updp_hf.core.gating import build_gates
 from updp_hf.core.kernels import move_padding
 from updp_hf.core.sites import Form, Site
@@ -246,6 +246,7 @@ def test_compiled_runs_follow_lambda_without_recompiling(name):
 def test_gates_of_a_run_take_over_the_mode_of_their_slots(training):
     run = nn.Sequential(conv(2, 2, 1), nn.ReLU(), conv(2, 2, 1)).train(training)
     first = Shortcut(run[0], conv(2, 2, 1).train(not training).float())
-    found = [first, Bypass(run[1]), Bypass(run[2], first), ConvGate(run[0], (0,) * 4, (0,) * 4, False, (0,) * 4)]
+    last = Landing(run[2], first, nn.BatchNorm2d(2).train(not training))
+    found = [first, Bypass(run[1]), last, ConvGate(run[0], (0,) * 4, (0,) * 4, False, (0,) * 4)]
     assert {module.training for gate in found for module in gate.modules()} == {training}
     assert first.pruned.weight.dtype == torch.float64

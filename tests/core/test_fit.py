@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from updp_hf.core.fit import Moments, fit_linear, fit_scale
+from updp_hf.core.fit import Moments, fit_linear, fit_scale, statistics_of_fit
 
 
 def tokens(*shape):
@@ -55,6 +55,16 @@ def test_the_ridge_makes_input_of_deficient_rank_harmless():
     assert weight.isfinite().all()
     assert weight.norm() < 2 * module.weight.norm()
     assert_close(x @ weight.T + bias, module(x).detach(), rtol=0, atol=1e-2)
+
+
+def test_the_statistics_of_a_fit_are_those_of_what_it_gives():
+    x, y = tokens(3, 40, 5), tokens(3, 40, 4)
+    moments = Moments.joint(x, y)
+    weight, bias = fit_linear(moments)
+    given = (x @ weight.T + bias).flatten(0, 1)
+    mean, variance = statistics_of_fit(moments, weight, bias)
+    assert_close(mean, given.mean(0), rtol=0, atol=1e-9)
+    assert_close(variance, given.var(0, unbiased=False), rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("constant", [0.0, 0.1, 2.0])

@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from updp_hf.core import affine
 from updp_hf.core.graph import Call
-from updp_hf.layout_updp import batch_norm
+from updp_hf.layout_updp import EPS, batch_norm
 
 __all__ = [
     "Closing",
@@ -184,7 +184,7 @@ def close_activation(module: nn.Module) -> nn.Module:
 def close_norm(module: nn.Module, channels: int, channel_axis: int) -> nn.Module:
     """Build the BatchNorm over `channel_axis` that the norm `module` closes to. It is not calibrated yet."""
     eps = getattr(module, "eps", None)
-    return batch_norm(channels, eps if isinstance(eps, float) else 1e-5, channel_axis)
+    return batch_norm(channels, eps if isinstance(eps, float) else EPS, channel_axis)
 
 
 def _normalised_axis(call: Call) -> int | None:

@@ -1,11 +1,13 @@
 """What a model costs: parameters, multiply-accumulates, latency."""
 
 import copy
+import math
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,10 +30,11 @@ def count_macs(model: nn.Module, inputs: Mapping[str, Tensor]) -> int:
 
 def macs_by_module(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, int]:
     """Return the multiply-accumulates of one forward by the path of the module, "" for the whole model."""
+    counter = FlopCounterMode(display=False, custom_mapping=_UNKNOWN_TO_SOME)
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one operation for a whole attention, of which nothing is counted
     try:
-        with evaluation(model), _frozen(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with evaluation(model), _frozen(model), torch.no_grad(), counter:
             model(**inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
@@ -43,6 +46,15 @@ def macs_by_module(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, 
         if name == root or name.startswith(f"{root}.")
     }
     return {**by_path, "": counter.get_total_flops() // 2}
+
+
+def _attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
+    """Count both products of an attention with heads: (batch, heads, positions, channels)."""
+    return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+_UNKNOWN_TO_SOME = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+"""What the counter of some versions of torch takes for free: in 2.14 the fused attention of the CPU."""
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Moments", "fit_linear", "fit_scale"]
+__all__ = ["Moments", "fit_linear", "fit_scale", "statistics_of_fit"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,13 +42,19 @@ def fit_linear(moments: Moments, ridge: float = 1e-4) -> tuple[Tensor, Tensor]:
     v is the mean variance of x, so that `ridge` has no unit. With few images the tokens do not span all directions.
     """
     mean_x, mean_y = moments.x / moments.count, moments.y / moments.count
-    covariance = moments.xx / moments.count - torch.outer(mean_x, mean_x)
+    covariance = _covariance(moments)
     cross = moments.xy / moments.count - torch.outer(mean_x, mean_y)
     rounding = torch.finfo(covariance.dtype).eps * moments.xx.diagonal().mean() / moments.count
     damping = ridge * covariance.diagonal().mean() + rounding + torch.finfo(covariance.dtype).tiny
     covariance.diagonal().add_(damping)
     weight = torch.linalg.solve(covariance, cross).T
     return weight, mean_y - weight @ mean_x
+
+
+def statistics_of_fit(moments: Moments, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and variance of `weight` x + `bias`, each (out,), over the samples of x."""
+    mean = weight @ (moments.x / moments.count) + bias
+    return mean, ((weight @ _covariance(moments)) * weight).sum(1).clamp_min(0.0)
 
 
 def fit_scale(moments: Moments, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -61,6 +67,11 @@ def fit_scale(moments: Moments, eps: float) -> tuple[Tensor, Tensor, Tensor, Ten
     covariance = moments.xy / moments.count - mean * bias
     weight = covariance * torch.sqrt(variance + eps) / variance.clamp_min(torch.finfo(mean.dtype).tiny)
     return mean, variance, torch.where(variance > 0, weight, torch.zeros_like(weight)), bias
+
+
+def _covariance(moments: Moments) -> Tensor:
+    mean = moments.x / moments.count
+    return moments.xx / moments.count - torch.outer(mean, mean)
 
 
 def _samples(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from updp_hf.layout_updp import marked
 
-__all__ = ["Blend", "Bypass", "Gate", "MarkGate", "Shortcut", "gates", "is_gated"]
+__all__ = ["Blend", "Bypass", "Gate", "Landing", "MarkGate", "Shortcut", "gates", "is_gated"]
 
 
 class Gate(nn.Module):
@@ -134,7 +134,8 @@ class MarkGate(Gate):
 class Shortcut(Gate):
     """The first dense slot of a run for which one fitted map is to stand.
 
-    Between the ends the fitted map's output waits in `ahead` for the run's last slot, which blends it with the run's.
+    Between the ends the fitted map's output waits in `ahead` for the `Landing` in the run's last slot, which blends it
+    with the run's.
     """
 
     def __init__(self, original: nn.Module, pruned: nn.Module):
@@ -156,24 +157,18 @@ class Shortcut(Gate):
 
 
 class Bypass(Gate):
-    """A later slot of a run for which one fitted map is to stand; the last one has the run's `Shortcut`.
+    """A slot between the first and the last one of a run for which one fitted map is to stand.
 
     One that `marks` stands before a call of an activation that is called elsewhere, too.
     """
 
-    def __init__(self, original: nn.Module, shortcut: Shortcut | None = None, *, marks: bool = False):
+    def __init__(self, original: nn.Module, *, marks: bool = False):
         super().__init__(original)
-        self._shortcut = (shortcut,)  # in a tuple, for it is no part of this slot
         self.marks = marks
 
     def forward_between(self, x: Tensor) -> Tensor:
         output: Tensor = self.original(x)
-        (shortcut,) = self._shortcut
-        if shortcut is None:
-            return output
-        ahead, shortcut.ahead = shortcut.ahead, None
-        assert ahead is not None, "the gates of a site have one λ"
-        return self.lerp(output, ahead)
+        return output
 
     def forward_closed(self, x: Tensor) -> Tensor:
         return marked(x, self) if self.marks else x
@@ -184,6 +179,32 @@ class Bypass(Gate):
 
     def closed(self) -> nn.Module:
         return nn.Identity()
+
+
+class Landing(Gate):
+    """The last slot of a run for which the fitted map of `shortcut` is to stand, and a BatchNorm behind it.
+
+    The BatchNorm makes the fitted map easier to train, and merging folds it.
+    """
+
+    def __init__(self, original: nn.Module, shortcut: Shortcut, pruned: nn.Module):
+        super().__init__(original)
+        self._shortcut = (shortcut,)  # in a tuple, for it is no part of this slot
+        self.pruned = self._adopt(pruned)
+
+    def forward_between(self, x: Tensor) -> Tensor:
+        output: Tensor = self.original(x)
+        (shortcut,) = self._shortcut
+        ahead, shortcut.ahead = shortcut.ahead, None
+        assert ahead is not None, "the gates of a site have one λ"
+        return self.lerp(output, self.pruned(ahead))
+
+    def forward_closed(self, x: Tensor) -> Tensor:
+        pruned: Tensor = self.pruned(x)
+        return pruned
+
+    def closed(self) -> nn.Module:
+        return self.pruned
 
 
 def gates(model: nn.Module) -> Iterator[tuple[str, Gate]]:

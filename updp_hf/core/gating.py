@@ -7,11 +7,11 @@ from torch import nn
 from updp_hf.core.affine import empty, read
 from updp_hf.core.closable import close_activation, close_norm
 from updp_hf.core.conv_gates import ConvGate, FillGate
-from updp_hf.core.gate import Blend, Bypass, Gate, MarkGate, Shortcut
+from updp_hf.core.gate import Blend, Bypass, Gate, Landing, MarkGate, Shortcut
 from updp_hf.core.kernels import can_fill, crop_some, move_padding
 from updp_hf.core.runs import merged_map
 from updp_hf.core.sites import Form, Site, outermost
-from updp_hf.layout_updp import Skip, Zero, get_slot, unwrap
+from updp_hf.layout_updp import EPS, Skip, Zero, batch_norm, get_slot, unwrap
 
 __all__ = ["build_gates"]
 
@@ -61,13 +61,11 @@ def _shortcut_gates(model: nn.Module, site: Site, slots: Sequence[str]) -> dict[
     dense = _dense(model, site)
     maps = [read(module, device="meta") for module in dense.values()]
     merged = merged_map(crop_some(maps, [slot in site.cropped for slot in dense]))
-    first, *later = outermost(slots)
+    first, *between, last = outermost(slots)
     shortcut = Shortcut(get_slot(model, first), _zeroed(empty(merged)))
-    found: dict[str, Gate] = {first: shortcut}
-    for slot in later:
-        last = shortcut if slot == later[-1] else None
-        found[slot] = Bypass(get_slot(model, slot), last, marks=slot in site.marked)
-    return found
+    bypasses = {slot: Bypass(get_slot(model, slot), marks=slot in site.marked) for slot in between}
+    norm = batch_norm(merged.out_channels, EPS, merged.channel_axis)
+    return {first: shortcut, **bypasses, last: Landing(get_slot(model, last), shortcut, norm)}
 
 
 def _zeroed(module: nn.Module) -> nn.Module:
