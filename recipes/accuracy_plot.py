@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from accuracy_tables import NAMES, Record, finished, points_of
+from accuracy_figures import Record, finished, points_of
+from accuracy_tables import NAMES
 from accuracy_ways import ABRUPT, DROP, PAPER, SMALLER, TORCH_PRUNING, UPDP
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure

@@ -1,21 +1,18 @@
 """What `benchmark_accuracy.py` found, as Markdown: accuracy at UPDP's latency, what each part is worth, runtimes."""
 
-import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from accuracy_ablations import ABLATED
-from accuracy_ways import ABRUPT, DROP, PAPER, SMALLER, TORCH_PRUNING, UPDP, WAYS, Network
+from accuracy_figures import Record, accuracy_at, ahead, finished, key_of, level_of, levels_of, over_levels, speed_up
+from accuracy_ways import ABRUPT, DROP, PAPER, SMALLER, TORCH_PRUNING, UPDP, WAYS
 from conditions import write_json
 
 from updp_hf.report import side_by_side
 
-__all__ = ["NAMES", "accuracy_at", "gathered", "points_of", "summary", "tables", "write_tables"]
-
-Record = Mapping[str, Any]
+__all__ = ["NAMES", "summary", "tables", "write_tables"]
 
 NAMES = {
     UPDP: "UPDP",
@@ -26,71 +23,12 @@ NAMES = {
     SMALLER: "narrower, from scratch",
 }
 """The ways, for people."""
-TOLERANCE = 1.05
-"""Of latencies, which are not measured any better."""
-
-
-def gathered(folder: Path) -> dict[str, dict[str, dict[str, Record]]]:
-    """Return what is known of each baseline, by dataset, family and seed."""
-    found: dict[str, dict[str, dict[str, Record]]] = {}
-    for file in sorted(folder.glob("*.json")):
-        dataset, family, seed = file.stem.split("-")
-        found.setdefault(dataset, {}).setdefault(family, {})[seed] = json.loads(file.read_text(encoding="utf-8"))
-    return found
 
 
 def write_tables(results: Mapping[str, Any], file: Path) -> None:
     """Write the results to `file`, and the tables beside it."""
     write_json(dict(results), str(file))
     file.with_suffix(".md").write_text(f"# Accuracy\n\n{tables(results)}\n", encoding="utf-8")
-
-
-def points_of(record: Record, way: str) -> dict[float, tuple[float, float]]:
-    """Return latency in seconds and held-out accuracy of the networks of one way, by level, that of the baseline at 0.
-
-    Dropped blocks are told by their number.
-    """
-    baseline, *networks = record["sizes"]["networks"]
-    points = {0.0: (baseline["seconds"], record["baseline"]["trained"]["test_accuracy"])}
-    for network in networks:
-        run = record.get("runs", {}).get(key_of(network))
-        if network["way"] == way and run:
-            points[network["amount" if way == DROP else "level"]] = (network["seconds"], run["test_accuracy"])
-    return points
-
-
-def key_of(network: Mapping[str, Any]) -> str:
-    return Network.of(network).key
-
-
-def level_of(record: Record, way: str, level: int) -> Mapping[str, Any] | None:
-    """Return the network of one way at one level, None if there is none."""
-    return next((n for n in record["sizes"]["networks"] if (n["way"], n["level"]) == (way, level)), None)
-
-
-def levels_of(record: Record) -> list[int]:
-    return sorted({network["level"] for network in record["sizes"]["networks"] if network["way"] == UPDP})
-
-
-def accuracy_at(record: Record, way: str, level: int) -> float | None:
-    """Return the held-out accuracy of `way` at the latency of UPDP's `level`, None if it is not reached or not run.
-
-    Nothing can be brought to a latency exactly, blocks and channels come in steps: that of a rival is on the straight
-    line between those of its networks, the baseline included, that are next to that latency on both sides. One that
-    takes up to `TOLERANCE` longer than UPDP counts as reaching it.
-    """
-    points = points_of(record, way)
-    if way in (UPDP, ABRUPT) or len(points) == 1:  # one network, or nothing run
-        return points[level][1] if level in points else None
-    aim = level_of(record, UPDP, level)
-    assert aim is not None
-    found = sorted(points.values())
-    if found[0][0] / TOLERANCE <= aim["seconds"] < found[0][0]:
-        return found[0][1]
-    for (fast, low), (slow, high) in pairwise(found):
-        if fast <= aim["seconds"] <= slow:
-            return low + (high - low) * (aim["seconds"] - fast) / (slow - fast)
-    return None
 
 
 def tables(results: Mapping[str, Any]) -> str:
@@ -111,15 +49,6 @@ def tables(results: Mapping[str, Any]) -> str:
             ]
         parts.append(ablations(found))
     return "\n\n".join(part for part in parts if part)
-
-
-def finished(families: Mapping[str, Mapping[str, Record]]) -> dict[str, list[Record]]:
-    """Return the records that have runs, in the order of their seeds, of each family that has any."""
-    found = {
-        family: [record for _, record in sorted(seeds.items()) if record.get("runs")]
-        for family, seeds in families.items()
-    }
-    return {family: records for family, records in found.items() if records}
 
 
 def conditions(families: Mapping[str, Sequence[Record]]) -> str:
@@ -151,24 +80,6 @@ def summary(families: Mapping[str, Sequence[Record]]) -> str:
             of_families += [statistics.fmean(found)] if found else []
         mean[row] = spread_of(of_families, signed=True)
     return side_by_side({**columns, "mean of families": mean})
-
-
-def over_levels(record: Record, way: str) -> float | None:
-    found = [accuracy_at(record, way, level) for level in levels_of(record)]
-    return None if None in found else statistics.fmean(value for value in found if value is not None)
-
-
-def ahead(record: Record, way: str) -> float | None:
-    """Return how far UPDP is ahead of `way`, mean over the levels at which both were run."""
-    pairs = [(accuracy_at(record, UPDP, level), accuracy_at(record, way, level)) for level in levels_of(record)]
-    gains = [own - other for own, other in pairs if own is not None and other is not None]
-    return statistics.fmean(gains) if gains else None
-
-
-def speed_up(record: Record, way: str, level: int) -> float:
-    network = level_of(record, way, level)
-    assert network is not None
-    return float(record["sizes"]["networks"][0]["seconds"] / network["seconds"])
 
 
 def at_each_level(records: Sequence[Record]) -> str:

@@ -20,12 +20,13 @@ from typing import Any
 import datasets
 import torch
 from accuracy_ablations import ABLATED, ABLATION_SEEDS, ablations_of, plan_for
+from accuracy_figures import finished, gathered
 from accuracy_images import DATASETS, Budget, Splits, load_images
 from accuracy_matching import cost, networks_of
 from accuracy_nets import FAMILIES
 from accuracy_plot import plot
 from accuracy_record import Record
-from accuracy_tables import finished, gathered, summary, write_tables
+from accuracy_tables import summary, write_tables
 from accuracy_ways import ABRUPT, SMALLER, UPDP, Bench, Network
 from benchmark_latency import merged
 from benchmark_selectors import held_out

@@ -5,8 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from accuracy_figures import finished as fine_tuned
+from accuracy_figures import missing
 from accuracy_plot import plot
-from accuracy_tables import finished as fine_tuned
 from accuracy_tables import summary as accuracies
 from benchmark_coverage import Row, totals
 from benchmark_latency import summary
@@ -70,14 +71,15 @@ def accuracy_part() -> list[str]:
     for dataset, families in results.items():
         found = fine_tuned(families)
         known = next(iter(found.values()))[0]["conditions"]
+        lacking = " and ".join(missing(found))
+        unfinished = f" Not finished: the {lacking} are missing." if lacking else ""
         text = f"""
             **Is it better than what you would do instead?** `python recipes/benchmark_accuracy.py --dataset {dataset}`:
             {known["train_images"]:,} images, {known["test_images"]:,} held out,
             epochs of fine-tuning: {known["epochs"]:g}. UPDP with its defaults at three levels, a third of the sites,
             two thirds, all; the others at the same latency, measured: {known["device"]}, float32, eager,
             {known["threads"]} thread, batch {known["batch_size_of_latency"]},
-            torch {known["versions"]["torch"]}. Not finished: the ablations and the
-            other runtimes are missing.
+            torch {known["versions"]["torch"]}.{unfinished}
             Mean over the levels, ± standard deviation over the baselines, each of another seed; points of accuracy
             ahead; – is not reached or not run. Every level, and what it costs:
             [model_cards/benchmark_accuracy.md](model_cards/benchmark_accuracy.md)."""

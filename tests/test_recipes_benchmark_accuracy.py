@@ -39,28 +39,35 @@ def record(**runs: float) -> dict[str, Any]:
 
 
 def test_dropped_blocks_are_judged_on_the_line_between_the_networks_around_updps_latency(recipes):
-    tables = recipes("accuracy_tables")
+    figures = recipes("accuracy_figures")
     found = record(updp_2=0.88, block_drop_1=0.87, block_drop_2=0.81, block_drop_3=0.7)
-    assert tables.accuracy_at(found, "updp", 1) == 0.88
-    assert tables.accuracy_at(found, "block drop", 1) == pytest.approx(0.84)  # 6 ms is half way from 7 to 5
-    assert tables.ahead(found, "block drop") == pytest.approx(0.04)
+    assert figures.accuracy_at(found, "updp", 1) == 0.88
+    assert figures.accuracy_at(found, "block drop", 1) == pytest.approx(0.84)  # 6 ms is half way from 7 to 5
+    assert figures.ahead(found, "block drop") == pytest.approx(0.04)
 
 
 def test_what_is_not_reached_or_not_run_is_not_made_up(recipes):
-    tables = recipes("accuracy_tables")
+    figures, tables = recipes("accuracy_figures"), recipes("accuracy_tables")
     found = record(updp_2=0.88, updp_4=0.8, block_drop_3=0.7)
-    assert tables.accuracy_at(found, "block drop", 2) is None  # none is as fast as 3 ms
-    assert tables.accuracy_at(found, "torch-pruning", 1) is None
-    assert tables.ahead(found, "torch-pruning") is None
+    assert figures.accuracy_at(found, "block drop", 2) is None  # none is as fast as 3 ms
+    assert figures.accuracy_at(found, "torch-pruning", 1) is None
+    assert figures.ahead(found, "torch-pruning") is None
     found["sizes"]["networks"][1]["seconds"] = 7.9e-3
-    assert tables.accuracy_at(found, "torch-pruning", 1) is None  # though the baseline is nearly as fast as UPDP
+    assert figures.accuracy_at(found, "torch-pruning", 1) is None  # though the baseline is nearly as fast as UPDP
     found = record(updp_2=0.88, torch_pruning_1=0.8)
     found["sizes"]["networks"].append({"way": "torch pruning", "amount": 1, "level": 1, "seconds": 6.4e-3})
-    assert tables.accuracy_at(found, "torch pruning", 1) is None  # it takes 7 % longer than UPDP
+    assert figures.accuracy_at(found, "torch pruning", 1) is None  # it takes 7 % longer than UPDP
     found["sizes"]["networks"][-1]["seconds"] = 6.2e-3
-    assert tables.accuracy_at(found, "torch pruning", 1) == 0.8  # 3 % are within what can be measured
+    assert figures.accuracy_at(found, "torch pruning", 1) == 0.8  # 3 % are within what can be measured
     assert tables.spread_of([None, None]) == "–"
     assert tables.spread_of([0.5, None]) == "50.0% (1 of 2)"
+
+
+def test_what_has_not_been_run_is_missing(recipes):
+    missing = recipes("accuracy_figures").missing
+    whole = {"ablations": {"x": 1}, "runtimes": {"y": 1}}
+    assert missing({"vit": [whole, {"ablations": {"x": 1}}, {}], "resnet": [{"runtimes": {"y": 1}}]}) == []
+    assert missing({"vit": [whole, {}], "resnet": [{}]}) == ["ablations", "other runtimes"]
 
 
 def test_spreads_are_standard_deviations_over_the_baselines(recipes):
@@ -75,7 +82,7 @@ def test_tables_and_pictures_are_made_of_what_there_is(recipes, tmp_path):
     for seed, accuracy in enumerate((0.86, 0.88)):
         found = record(updp_2=accuracy, updp_4=0.8, block_drop_1=0.85, block_drop_2=0.85)
         (tmp_path / "records" / f"digits-vit-{seed}.json").write_text(json.dumps(found))
-    results = recipes("accuracy_tables").gathered(tmp_path / "records")
+    results = recipes("accuracy_figures").gathered(tmp_path / "records")
     recipes("accuracy_tables").write_tables(results, tmp_path / "accuracy.json")
     text = (tmp_path / "accuracy.md").read_text()
     assert "87.0% ± 1.4" in text
@@ -117,6 +124,18 @@ def test_validation_shares_no_digit_with_training_and_each_digit_is_distorted_an
     assert not torch.equal(images[0], images[1])
     again = images_of.load_images("digits", 16, images_of.Budget())
     assert torch.equal(splits.test.images, again.test.images)
+
+
+def test_glyphs_are_white_on_black_whatever_their_colours(recipes):
+    images_of = recipes("accuracy_images")
+    colours = torch.tensor([[200, 20, 90], [30, 220, 40]]).view(2, 3, 1, 1)
+    pictures = colours.expand(2, 3, 16, 16).clone()
+    pictures[:, :, 5:9, 6:8] = torch.tensor([[10, 200, 60], [90, 90, 250]]).view(2, 3, 1, 1)
+    inked = images_of._inked(images_of.Images(pictures.byte(), torch.tensor([3, 4])))
+    expected = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
+    expected[:, :, 5:9, 6:8] = 255
+    assert torch.equal(inked.images, expected)
+    assert inked.labels.tolist() == [3, 4]
 
 
 def vit() -> TimmWrapperForImageClassification:

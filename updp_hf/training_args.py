@@ -79,8 +79,8 @@ class UPDPTrainingArguments(TrainingArguments):
     start: str = field(
         default="fit",
         metadata={
-            "help": "Where the pruned branch starts: from a fit to the branch, or from the checkpoint's own weights "
-            "(inherit, as in UPDP).",
+            "help": "Where the pruned branch starts: from a fit to the branch, with a BatchNorm behind it, or from the "
+            "checkpoint's own weights (inherit, as in UPDP).",
             "choices": ["inherit", "fit"],
         },
     )

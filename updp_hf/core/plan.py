@@ -40,7 +40,8 @@ class Plan:
 
     sites: tuple[Site, ...]
     start: Literal["inherit", "fit"] = "inherit"
-    """`inherit`: the pruned side shares the checkpoint's weights, as in UPDP; `fit`: it is a Linear fitted to them."""
+    """`inherit`: the pruned side shares the checkpoint's weights, as in UPDP; `fit`: it is a Linear or a convolution
+    fitted to them, with a BatchNorm behind it that merging folds."""
     end_activation: str | None = None
     """Activation that follows each pruned block behind a BatchNorm, as in UPDP; None adds nothing."""
     base_model: str = ""
