@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_flop_formula
 
 from updp_hf.core.modes import evaluation
 
@@ -30,11 +30,10 @@ def count_macs(model: nn.Module, inputs: Mapping[str, Tensor]) -> int:
 
 def macs_by_module(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, int]:
     """Return the multiply-accumulates of one forward by the path of the module, "" for the whole model."""
-    counter = FlopCounterMode(display=False, custom_mapping=_UNKNOWN_TO_SOME)
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one operation for a whole attention, of which nothing is counted
     try:
-        with evaluation(model), _frozen(model), torch.no_grad(), counter:
+        with evaluation(model), _frozen(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
             model(**inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
@@ -49,12 +48,12 @@ def macs_by_module(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, 
 
 
 def _attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
-    """Count both products of an attention with heads: (batch, heads, positions, channels)."""
+    """Count both products of an attention, of operands (batch, heads, positions, channels)."""
     return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
-_UNKNOWN_TO_SOME = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
-"""What the counter of some versions of torch takes for free: in 2.14 the fused attention of the CPU."""
+if (_fused := torch.ops.aten._scaled_dot_product_flash_attention_for_cpu) not in flop_registry:
+    register_flop_formula(_fused)(_attention_flops)  # which torch 2.14 takes for free
 
 
 @contextmanager
