@@ -76,7 +76,7 @@ def load_images(dataset: str, resolution: int, budget: Budget) -> Splits:
     if dataset == "digits":
         train, test = (_distorted(split, resolution) for split in digits(seed=0).values())
     else:
-        found = glyphs(count + max(budget.test_images, count // 4), resolution)
+        found = glyphs(5 * max(budget.test_images, -(-count // 4)), resolution)  # a fifth of them is held out
         train, test = (_inked(_in_memory(found[split])) for split in ("train", "test"))
     count = min(count, len(train))
     return Splits(train.part(VALIDATION, count), train.part(0, VALIDATION), test.part(0, budget.test_images))

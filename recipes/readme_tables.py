@@ -1,12 +1,12 @@
 """Write the measured tables of the README from the files that runs left in `model_cards/`."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from accuracy_figures import Record, missing
 from accuracy_figures import finished as fine_tuned
-from accuracy_figures import missing
 from accuracy_plot import plot
 from accuracy_tables import summary as accuracies
 from benchmark_coverage import Row, totals
@@ -66,26 +66,33 @@ def measured_section() -> str:
 
 
 def accuracy_part() -> list[str]:
-    results = read("benchmark_accuracy.json")
-    parts = []
-    for dataset, families in results.items():
-        found = fine_tuned(families)
-        known = next(iter(found.values()))[0]["conditions"]
+    results = {dataset: fine_tuned(families) for dataset, families in read("benchmark_accuracy.json").items()}
+    known = conditions_of(next(iter(results.values())))
+    text = f"""
+        **Is it better than what you would do instead?** `python recipes/benchmark_accuracy.py`: UPDP with its defaults
+        at three levels, a third of the sites, two thirds, all; the others fine-tuned for as many steps at the same
+        latency, measured: {known["device"]}, float32, eager, {known["threads"]} thread, batch
+        {known["batch_size_of_latency"]}, torch {known["versions"]["torch"]}. Accuracy on held-out images, mean over the
+        levels, ± standard deviation over the baselines, each of another seed; points of accuracy ahead; – is not
+        reached or not run. Every level, what it costs, and what each part of UPDP is worth:
+        [model_cards/benchmark_accuracy.md](model_cards/benchmark_accuracy.md)."""
+    parts = [paragraph(text)]
+    for dataset, found in results.items():
+        known = conditions_of(found)
         lacking = " and ".join(missing(found))
-        unfinished = f" Not finished: the {lacking} are missing." if lacking else ""
         text = f"""
-            **Is it better than what you would do instead?** `python recipes/benchmark_accuracy.py --dataset {dataset}`:
-            {known["train_images"]:,} images, {known["test_images"]:,} held out,
-            epochs of fine-tuning: {known["epochs"]:g}. UPDP with its defaults at three levels, a third of the sites,
-            two thirds, all; the others at the same latency, measured: {known["device"]}, float32, eager,
-            {known["threads"]} thread, batch {known["batch_size_of_latency"]},
-            torch {known["versions"]["torch"]}.{unfinished}
-            Mean over the levels, ± standard deviation over the baselines, each of another seed; points of accuracy
-            ahead; – is not reached or not run. Every level, and what it costs:
-            [model_cards/benchmark_accuracy.md](model_cards/benchmark_accuracy.md)."""
+            **{dataset.capitalize()}** (`--dataset {dataset}`): {known["train_images"]:,} images,
+            {known["test_images"]:,} held out; epochs of fine-tuning: {known["epochs"]:g}.
+            {f"Not run: the {lacking}." if lacking else ""}"""
         picture = f"![Accuracy against speed-up, {dataset}](model_cards/benchmark_accuracy_{dataset}.png)"
         parts += [paragraph(text), accuracies(found), picture]
     return parts
+
+
+def conditions_of(families: Mapping[str, Sequence[Record]]) -> Mapping[str, Any]:
+    """Return under what conditions the baselines of a dataset were compared, the same for all."""
+    first: Mapping[str, Any] = next(iter(families.values()))[0]["conditions"]
+    return first
 
 
 def digits_part() -> list[str]:

@@ -126,6 +126,14 @@ def test_validation_shares_no_digit_with_training_and_each_digit_is_distorted_an
     assert torch.equal(splits.test.images, again.test.images)
 
 
+@pytest.mark.parametrize(("train", "held_out"), [(40, 30), (300, 20)])
+def test_there_are_as_many_glyphs_as_the_budget_says(recipes, monkeypatch, train, held_out):
+    images_of = recipes("accuracy_images")
+    monkeypatch.setattr(images_of, "VALIDATION", 10)
+    splits = images_of.load_images("glyphs", 16, images_of.Budget(train, held_out))
+    assert [len(split) for split in splits] == [train, 10, held_out]
+
+
 def test_glyphs_are_white_on_black_whatever_their_colours(recipes):
     images_of = recipes("accuracy_images")
     colours = torch.tensor([[200, 20, 90], [30, 220, 40]]).view(2, 3, 1, 1)

@@ -77,6 +77,8 @@ class OnnxSession(nn.Module):
         options = libraries.onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3  # errors
+        # Else the threads of a session that waits keep the cores from those of the one that runs.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.session = libraries.onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
     def forward(self, pixel_values: Tensor) -> Tensor:
