@@ -1,6 +1,6 @@
 """What each part of UPDP is worth in the accuracy benchmark: one thing changed at a time, at one level."""
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from accuracy_nets import options
@@ -9,8 +9,10 @@ from torch import nn
 
 from updp_hf import Plan, UPDPTrainer, UPDPTrainingArguments
 from updp_hf.core.sites import DEFAULT_FORM, Form
+from updp_hf.surgery import require_sites
+from updp_hf.training_args import SUPERNET
 
-__all__ = ["ABLATED", "ABLATION_SEEDS", "ablations_of", "plan_for"]
+__all__ = ["ABLATED", "ABLATION_SEEDS", "ablations_of", "blocks_for", "plan_for", "pruning_of"]
 
 ABLATED = {"vit": 2, "convnext": 2, "mobilenetv2": 3}
 """The level of each family: a transformer and two convolutional nets, one of them with all of its sites closed."""
@@ -19,7 +21,7 @@ ABLATION_SEEDS = (0, 1)
 ABLATIONS: dict[str, dict[str, Any]] = {
     "random blocks": {"selector": "random"},
     "last blocks": {"selector": "last"},
-    "blocks of a supernet": {"selector": "supernet"},
+    "blocks of a supernet": {"selector": SUPERNET},
     "soft distillation": {"distillation": "soft"},
     "hard distillation": {"distillation": "hard"},
     "norms to BatchNorms": {"form": Form.MERGE},
@@ -40,23 +42,30 @@ def ablations_of(level: int) -> dict[str, dict[str, Any]]:
     return {name: changes for name, changes in ABLATIONS.items() if level < LEVELS or "selector" not in changes}
 
 
-def plan_for(
-    changes: dict[str, Any], bench: Bench, network: Network, model: nn.Module, rate: float
-) -> tuple[Plan, dict[str, Any]]:
-    """Return the plan under `changes`, and those of them that are not about the plan."""
+def blocks_for(changes: Mapping[str, Any], bench: Bench, network: Network, model: nn.Module, rate: float) -> list[str]:
+    """Return the blocks that are chosen under `changes`."""
     selector = changes.get("selector", "greedy")
-    if selector == "supernet":
-        plan = _plan_of_supernet(bench, network, model, rate)
-    else:
-        plan = bench.plan(model, int(network.amount), changes.get("form", DEFAULT_FORM), selector)
-    of_plan = {"start": UPDPTrainingArguments.start, **changes}
-    plan = replace(plan, **{name: of_plan[name] for name in ("start", "end_activation") if name in of_plan})
-    return plan, {name: value for name, value in changes.items() if name not in _OF_PLAN}
+    if selector == SUPERNET:
+        return _plan_of_supernet(bench, network, model, rate).blocks
+    return bench.plan(model, int(network.amount), changes.get("form", DEFAULT_FORM), selector).blocks
+
+
+def plan_for(changes: Mapping[str, Any], blocks: Sequence[str], model: nn.Module) -> Plan:
+    """Return the plan that closes what there is to close in `blocks` under `changes`."""
+    sites = require_sites(model, changes.get("form", DEFAULT_FORM))
+    start = changes.get("start", UPDPTrainingArguments.start)
+    chosen = tuple(site for site in sites if site.block in blocks)
+    return Plan(chosen, start=start, end_activation=changes.get("end_activation"))
+
+
+def pruning_of(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of `changes` that are not about the plan."""
+    return {name: value for name, value in changes.items() if name not in _OF_PLAN}
 
 
 def _plan_of_supernet(bench: Bench, network: Network, model: nn.Module, rate: float) -> Plan:
     """Train a supernet as long as `supernet_fraction` says by default, and search it."""
     settings = options(bench.budget, bench.folder / "supernet", bench.budget.epochs, rate, bench.seed)
-    asked = {"num_pruned_blocks": int(network.amount), "selector": "supernet"}
+    asked = {"num_pruned_blocks": int(network.amount), "selector": SUPERNET}
     args = UPDPTrainingArguments(**settings, **asked, calibration_size=bench.budget.calibration_images)
     return UPDPTrainer(model=model, args=args, train_dataset=bench.splits.train).select()

@@ -143,7 +143,8 @@ def ablations(families: Mapping[str, Sequence[Record]]) -> str:
             shipped = [accuracy_at(record, UPDP, ABLATED[family]) or 0.0 for record, _ in runs]
             changes = [run["test_accuracy"] - before for before, (_, run) in zip(shipped, runs, strict=True)]
             row[f"{family}, change"] = spread_of(changes, signed=True)
-            row[f"{family}, speed-up"] = spread_of((run["speed_up"] for _, run in runs), form="{:.2f}×")
+            measured = [record.get("ablated", {}).get("speed-ups", {}).get(name) for record, _ in runs]
+            row[f"{family}, speed-up"] = spread_of(measured, form="{:.2f}×")
     return "### One thing changed\n\n" + transposed(rows) if rows else ""
 
 

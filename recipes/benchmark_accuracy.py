@@ -19,7 +19,7 @@ from typing import Any
 
 import datasets
 import torch
-from accuracy_ablations import ABLATED, ABLATION_SEEDS, ablations_of, plan_for
+from accuracy_ablations import ABLATED, ABLATION_SEEDS, ablations_of, blocks_for, plan_for, pruning_of
 from accuracy_figures import finished, gathered
 from accuracy_images import DATASETS, Budget, Splits, load_images
 from accuracy_matching import cost, networks_of
@@ -177,23 +177,30 @@ def ablate(bench: Bench, record: Record, options: AccuracyArguments) -> None:
     rate = record.found["runs"][network.key]["learning_rate"]
 
     def step(changes: dict[str, Any]) -> dict[str, Any]:
-        plan, pruning = plan_for(changes, bench, network, model, rate)
-        built = {"baseline": model, "": merged(model, plan, bench.sample())}
-        images = [example_inputs_of(model, options.batch_size)]
-        medians = measure_latency(built, images, rounds=options.rounds)
-        found = bench.run(network, model, rate, {"plan": plan, **pruning})
-        return {**found, "speed_up": medians["baseline"][0] / medians[""][0], "blocks": plan.blocks}
+        blocks = blocks_for(changes, bench, network, model, rate)
+        plan = plan_for(changes, blocks, model)
+        return {**bench.run(network, model, rate, {"plan": plan, **pruning_of(changes)}), "blocks": blocks}
 
     for name, changes in ablations_of(level).items():
         record.do("ablations", name, lambda: step(changes))  # noqa: B023
 
 
 def runtimes(bench: Bench, record: Record, options: AccuracyArguments) -> None:
-    """Measure the networks of the first seed in every runtime, all of them in turn."""
-    if bench.seed != 0:
-        return
+    """Measure what was ablated, and the networks of the first seed in every runtime, all of them in turn."""
     model = bench.baseline()
     images = example_inputs_of(model, options.batch_size)
+
+    def speed_ups() -> dict[str, float]:
+        changes = ablations_of(ABLATED[bench.family])
+        plans = {name: plan_for(changes[name], run["blocks"], model) for name, run in record.found["ablations"].items()}
+        built = {"": model, **{name: merged(model, plan, bench.sample()) for name, plan in plans.items()}}
+        medians = {name: median for name, (median,) in measure_latency(built, [images], rounds=options.rounds).items()}
+        return {name: medians[""] / medians[name] for name in plans}
+
+    if "ablations" in record.found:
+        record.do("ablated", "speed-ups", speed_ups)
+    if bench.seed != 0:
+        return
     networks = {network.key: network for network in networks_in(record) if network.way != ABRUPT}
     built = {"baseline": model, **{key: bench.build(network, model) for key, network in networks.items()}}
 
