@@ -59,7 +59,7 @@ def conditions(families: Mapping[str, Sequence[Record]]) -> str:
 def summary(families: Mapping[str, Sequence[Record]]) -> str:
     """Return accuracy at equal latency: a row for each way, a column for each family, means over levels and seeds.
 
-    The last column is the mean of the families, with their standard deviation.
+    The last column, if there are several families, is their mean with their standard deviation.
     """
     columns: dict[str, dict[str, str]] = {}
     for family, records in families.items():
@@ -79,7 +79,7 @@ def summary(families: Mapping[str, Sequence[Record]]) -> str:
             found = [lead for lead in leads if lead is not None]
             of_families += [statistics.fmean(found)] if found else []
         mean[row] = spread_of(of_families, signed=True)
-    return side_by_side({**columns, "mean of families": mean})
+    return side_by_side({**columns, "mean of families": mean} if len(columns) > 1 else columns)
 
 
 def at_each_level(records: Sequence[Record]) -> str:
