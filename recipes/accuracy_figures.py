@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from accuracy_ablations import ABLATED, ABLATION_SEEDS
+from accuracy_nets import FAMILIES
 from accuracy_ways import ABRUPT, DROP, UPDP, Network
 
 __all__ = [
@@ -50,12 +51,12 @@ def finished(families: Mapping[str, Mapping[str, Record]]) -> dict[str, list[Rec
 
 
 def missing(families: Mapping[str, Sequence[Record]]) -> list[str]:
-    """Return what there is to run of these records beside the comparison itself."""
+    """Return what there is to run yet: families, and what is run beside the comparison itself."""
     ablated = [record for family in ABLATED for record in families.get(family, ())[: len(ABLATION_SEEDS)]]
     first = [records[0] for records in families.values()]
-    lacking = {"ablations": ablated, "other runtimes": first}
-    stages = {"ablations": "ablations", "other runtimes": "runtimes"}
-    return [name for name, records in lacking.items() if not all(stages[name] in record for record in records)]
+    stages = (("ablations", "ablations", ablated), ("other runtimes", "runtimes", first))
+    lacking = [name for name, stage, records in stages if not all(stage in record for record in records)]
+    return [*(family for family in FAMILIES if family not in families), *lacking]
 
 
 def points_of(record: Record, way: str) -> dict[float, tuple[float, float]]:

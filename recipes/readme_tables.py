@@ -79,11 +79,11 @@ def accuracy_part() -> list[str]:
     parts = [paragraph(text)]
     for dataset, found in results.items():
         known = conditions_of(found)
-        lacking = " and ".join(missing(found))
+        lacking = ", ".join(missing(found))
         text = f"""
             **{dataset.capitalize()}** (`--dataset {dataset}`): {known["train_images"]:,} images,
             {known["test_images"]:,} held out; epochs of fine-tuning: {known["epochs"]:g}.
-            {f"Not run: the {lacking}." if lacking else ""}"""
+            {f"Not run: {lacking}." if lacking else ""}"""
         picture = f"![Accuracy against speed-up, {dataset}](model_cards/benchmark_accuracy_{dataset}.png)"
         parts += [paragraph(text), accuracies(found), picture]
     return parts

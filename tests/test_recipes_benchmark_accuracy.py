@@ -66,8 +66,10 @@ def test_what_is_not_reached_or_not_run_is_not_made_up(recipes):
 def test_what_has_not_been_run_is_missing(recipes):
     missing = recipes("accuracy_figures").missing
     whole = {"ablations": {"x": 1}, "runtimes": {"y": 1}}
-    assert missing({"vit": [whole, {"ablations": {"x": 1}}, {}], "resnet": [{"runtimes": {"y": 1}}]}) == []
-    assert missing({"vit": [whole, {}], "resnet": [{}]}) == ["ablations", "other runtimes"]
+    others = {"convnext": [whole, whole], "mobilenetv2": [whole]}
+    assert missing({**others, "vit": [whole, {"ablations": {"x": 1}}, {}], "resnet": [{"runtimes": {"y": 1}}]}) == []
+    assert missing({**others, "vit": [whole, {}]}) == ["resnet", "ablations"]
+    assert missing({**others, "vit": [whole], "resnet": [{}]}) == ["other runtimes"]
 
 
 def test_spreads_are_standard_deviations_over_the_baselines(recipes):
