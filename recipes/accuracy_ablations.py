@@ -5,14 +5,16 @@ from typing import Any
 
 from accuracy_nets import options
 from accuracy_ways import AT_ONCE, LEVELS, Bench, Network
-from torch import nn
+from benchmark_latency import merged
+from torch import Tensor, nn
 
 from updp_hf import Plan, UPDPTrainer, UPDPTrainingArguments
+from updp_hf.core.cost import measure_latency
 from updp_hf.core.sites import DEFAULT_FORM, Form
 from updp_hf.surgery import require_sites
 from updp_hf.training_args import SUPERNET
 
-__all__ = ["ABLATED", "ABLATION_SEEDS", "ablations_of", "blocks_for", "plan_for", "pruning_of"]
+__all__ = ["ABLATED", "ABLATION_SEEDS", "ablations_of", "blocks_for", "plan_for", "pruning_of", "speed_ups_of"]
 
 ABLATED = {"vit": 2, "convnext": 2, "mobilenetv2": 3}
 """The level of each family: a transformer and two convolutional nets, one of them with all of its sites closed."""
@@ -61,6 +63,17 @@ def plan_for(changes: Mapping[str, Any], blocks: Sequence[str], model: nn.Module
 def pruning_of(changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of `changes` that are not about the plan."""
     return {name: value for name, value in changes.items() if name not in _OF_PLAN}
+
+
+def speed_ups_of(
+    runs: Mapping[str, Any], bench: Bench, model: nn.Module, images: Mapping[str, Tensor], rounds: int
+) -> dict[str, float]:
+    """Return how many times as fast as `model` what each of `runs` has pruned is, all of it measured in turn."""
+    changes = ablations_of(ABLATED[bench.family])
+    plans = {name: plan_for(changes[name], run["blocks"], model) for name, run in runs.items()}
+    built = {"": model, **{name: merged(model, plan, bench.sample()) for name, plan in plans.items()}}
+    medians = {name: median for name, (median,) in measure_latency(built, [images], rounds=rounds).items()}
+    return {name: medians[""] / medians[name] for name in plans}
 
 
 def _plan_of_supernet(bench: Bench, network: Network, model: nn.Module, rate: float) -> Plan:

@@ -19,7 +19,7 @@ from typing import Any
 
 import datasets
 import torch
-from accuracy_ablations import ABLATED, ABLATION_SEEDS, ablations_of, blocks_for, plan_for, pruning_of
+from accuracy_ablations import ABLATED, ABLATION_SEEDS, ablations_of, blocks_for, plan_for, pruning_of, speed_ups_of
 from accuracy_figures import finished, gathered
 from accuracy_images import DATASETS, Budget, Splits, load_images
 from accuracy_matching import cost, networks_of
@@ -28,7 +28,6 @@ from accuracy_plot import plot
 from accuracy_record import Record
 from accuracy_tables import summary, write_tables
 from accuracy_ways import ABRUPT, SMALLER, UPDP, Bench, Network
-from benchmark_latency import merged
 from benchmark_selectors import held_out
 from conditions import conditions_of
 from latency_modes import COMPILED, EAGER, ONNX, prepared
@@ -187,18 +186,13 @@ def ablate(bench: Bench, record: Record, options: AccuracyArguments) -> None:
 
 def runtimes(bench: Bench, record: Record, options: AccuracyArguments) -> None:
     """Measure what was ablated, and the networks of the first seed in every runtime, all of them in turn."""
+    if "ablations" not in record.found and bench.seed != 0:
+        return
     model = bench.baseline()
     images = example_inputs_of(model, options.batch_size)
-
-    def speed_ups() -> dict[str, float]:
-        changes = ablations_of(ABLATED[bench.family])
-        plans = {name: plan_for(changes[name], run["blocks"], model) for name, run in record.found["ablations"].items()}
-        built = {"": model, **{name: merged(model, plan, bench.sample()) for name, plan in plans.items()}}
-        medians = {name: median for name, (median,) in measure_latency(built, [images], rounds=options.rounds).items()}
-        return {name: medians[""] / medians[name] for name in plans}
-
     if "ablations" in record.found:
-        record.do("ablated", "speed-ups", speed_ups)
+        runs = record.found["ablations"]
+        record.do("ablated", "speed-ups", lambda: speed_ups_of(runs, bench, model, images, options.rounds))
     if bench.seed != 0:
         return
     networks = {network.key: network for network in networks_in(record) if network.way != ABRUPT}
