@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from updp_hf.layout_updp import marked
 
-__all__ = ["Blend", "Bypass", "Gate", "Landing", "MarkGate", "Shortcut", "gates", "is_gated"]
+__all__ = ["Blend", "Bypass", "Gate", "Landing", "MarkGate", "Replacement", "Shortcut", "gates", "is_gated"]
 
 
 class Gate(nn.Module):
@@ -65,13 +65,6 @@ class Gate(nn.Module):
         # Under autocast the two sides may differ in dtype; the stock forward expects the original's.
         return torch.lerp(original, pruned.to(original.dtype), self.lam.to(original.dtype))
 
-    def _adopt(self, pruned: nn.Module) -> nn.Module:
-        """Give what is inserted the dtype, device and mode of the slot."""
-        like = next(self.original.parameters(), None)
-        if like is not None:
-            pruned.to(like.device, like.dtype)
-        return pruned.train(self.original.training)
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Gate":
         exact = self.lam
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -88,15 +81,31 @@ class Gate(nn.Module):
         return f"lam={float(self.lam):g}"
 
 
-class Blend(Gate):
+class Replacement(Gate):
+    """A gate at whose pruned end another module stands in the slot."""
+
+    def __init__(self, original: nn.Module, pruned: nn.Module):
+        super().__init__(original)
+        like = next(original.parameters(), None)
+        if like is not None:  # dtype, device and mode are those of the slot
+            pruned.to(like.device, like.dtype)
+        self.pruned = pruned.train(original.training)
+
+    def forward_closed(self, *args: Any, **kwargs: Any) -> Any:
+        return self.pruned(*args, **kwargs)
+
+    def closed(self) -> nn.Module:
+        return self.pruned
+
+
+class Blend(Replacement):
     """Blend two modules in one slot: `(1 - λ) * original(x) + λ * pruned(x)`.
 
     The blend of whole outputs follows UPDP (arXiv 2401.06426); its exact equation is not known to us.
     """
 
     def __init__(self, original: nn.Module, pruned: nn.Module):
-        super().__init__(original)
-        self.pruned = self._adopt(pruned)
+        super().__init__(original, pruned)
         for module in original.modules():
             if getattr(module, "inplace", False):
                 module.inplace = False  # type: ignore[assignment]  # the other side reads the same input
@@ -106,12 +115,6 @@ class Blend(Gate):
         if isinstance(original, Tensor):
             return self.lerp(original, pruned)
         return (self.lerp(original[0], pruned[0]), *original[1:])
-
-    def forward_closed(self, *args: Any, **kwargs: Any) -> Any:
-        return self.pruned(*args, **kwargs)
-
-    def closed(self) -> nn.Module:
-        return self.pruned
 
 
 class MarkGate(Gate):
@@ -131,7 +134,7 @@ class MarkGate(Gate):
         return self.original
 
 
-class Shortcut(Gate):
+class Shortcut(Replacement):
     """The first dense slot of a run for which one fitted map is to stand.
 
     Between the ends the fitted map's output waits in `ahead` for the `Landing` in the run's last slot, which blends it
@@ -139,21 +142,13 @@ class Shortcut(Gate):
     """
 
     def __init__(self, original: nn.Module, pruned: nn.Module):
-        super().__init__(original)
-        self.pruned = self._adopt(pruned)
+        super().__init__(original, pruned)
         self.ahead: Tensor | None = None
 
     def forward_between(self, x: Tensor) -> Tensor:
         self.ahead = self.pruned(x)
         original: Tensor = self.original(x)
         return original
-
-    def forward_closed(self, x: Tensor) -> Tensor:
-        pruned: Tensor = self.pruned(x)
-        return pruned
-
-    def closed(self) -> nn.Module:
-        return self.pruned
 
 
 class Bypass(Gate):
@@ -181,16 +176,15 @@ class Bypass(Gate):
         return nn.Identity()
 
 
-class Landing(Gate):
+class Landing(Replacement):
     """The last slot of a run for which the fitted map of `shortcut` is to stand, and a BatchNorm behind it.
 
     The BatchNorm makes the fitted map easier to train, and merging folds it.
     """
 
     def __init__(self, original: nn.Module, shortcut: Shortcut, pruned: nn.Module):
-        super().__init__(original)
+        super().__init__(original, pruned)
         self._shortcut = (shortcut,)  # in a tuple, for it is no part of this slot
-        self.pruned = self._adopt(pruned)
 
     def forward_between(self, x: Tensor) -> Tensor:
         output: Tensor = self.original(x)
@@ -198,13 +192,6 @@ class Landing(Gate):
         ahead, shortcut.ahead = shortcut.ahead, None
         assert ahead is not None, "the gates of a site have one λ"
         return self.lerp(output, self.pruned(ahead))
-
-    def forward_closed(self, x: Tensor) -> Tensor:
-        pruned: Tensor = self.pruned(x)
-        return pruned
-
-    def closed(self) -> nn.Module:
-        return self.pruned
 
 
 def gates(model: nn.Module) -> Iterator[tuple[str, Gate]]:
