@@ -15,6 +15,7 @@ from selectors_table import facts as facts_of_selector
 from selectors_table import finished, paragraph, selectors_of, verdict
 from training_tables import conditions_text, gated_text, loader_part, table
 
+from updp_hf import UPDPTrainingArguments
 from updp_hf.report import Report, side_by_side
 
 ROOT = Path(__file__).parent.parent
@@ -99,11 +100,12 @@ def digits_part() -> list[str]:
     reports = digits_reports()
     first = next(iter(reports.values()))
     conditions, plan = first.latency_conditions, first.plan
-    asked = f"--form {plan['sites'][0]['form']} --start {plan['start']} --ramp_end {first.training['ramp_end']}"
+    options = {"form": plan["sites"][0]["form"], "start": plan["start"], "ramp_end": first.training["ramp_end"]}
+    asked = "".join(f" --{k} {v}" for k, v in options.items() if v != getattr(UPDPTrainingArguments, k))
     cards = ", ".join(f"[{name}](model_cards/digits_{name}/README.md)" for name in reports)
     text = f"""
-        **Digits**: `accelerate launch recipes/digits.py --model MODEL {asked}`, small networks trained from
-        scratch, half of their blocks pruned. One run each, seed {first.seed}. Accuracy on
+        **The whole way, on digits**: `accelerate launch recipes/digits.py --model MODEL{asked}`, small networks trained
+        from scratch, half of their blocks pruned. One run each, seed {first.seed}. Accuracy on
         {first.evaluated_on["images"]} held-out images. Latency:
         {conditions["statistic"]}; {conditions["device"]}, {conditions["dtype"]}, {conditions["mode"]},
         {conditions["threads"]} thread, torch {first.versions["torch"]}, transformers {first.versions["transformers"]}.

@@ -8,7 +8,7 @@ from transformers.trainer_utils import HubStrategy
 
 from updp_hf.core.budget import Budget
 from updp_hf.core.plan import Plan, PlanError
-from updp_hf.core.policy import ramp
+from updp_hf.core.policy import RAMP_END, ramp
 from updp_hf.core.sites import DEFAULT_FORM, Form
 from updp_hf.layout_updp import END_ACTIVATIONS
 from updp_hf.selectors import SELECTORS
@@ -95,7 +95,7 @@ class UPDPTrainingArguments(TrainingArguments):
         default="linear", metadata={"help": "Shape of λ over the ramp.", "choices": ["linear", "cosine", "constant"]}
     )
     ramp_start: float = field(default=0.0, metadata={"help": "Where λ leaves 0, as a fraction of all steps."})
-    ramp_end: float = field(default=0.1, metadata={"help": "Where λ reaches 1, as a fraction of all steps."})
+    ramp_end: float = field(default=RAMP_END, metadata={"help": "Where λ reaches 1, as a fraction of all steps."})
     calibration_size: int = field(
         default=256, metadata={"help": "Number of training images used to calibrate, fit and select."}
     )

@@ -7,15 +7,19 @@ from typing import Literal
 
 from updp_hf.core.budget import Choice
 
-__all__ = ["Policy", "Schedule", "anneal", "ramp", "sandwich"]
+__all__ = ["RAMP_END", "Policy", "Schedule", "anneal", "ramp", "sandwich"]
 
 Schedule = Callable[[float], float]
 """From progress in [0, 1], the fraction of all optimizer steps that are done, to λ in [0, 1]."""
 Policy = Callable[[int, int], Mapping[str, float]]
 """From `(step, total_steps)` to λ by the path of each gate."""
+RAMP_END = 0.1
+"""Where a ramp ends by default, as a fraction of training; `recipes/benchmark_accuracy.py` compares it with others."""
 
 
-def ramp(shape: Literal["linear", "cosine", "constant"] = "linear", start: float = 0.0, end: float = 0.1) -> Schedule:
+def ramp(
+    shape: Literal["linear", "cosine", "constant"] = "linear", start: float = 0.0, end: float = RAMP_END
+) -> Schedule:
     """Return the schedule that takes λ from 0 at `start` to 1 at `end`, both fractions of training.
 
     `linear` is p, `cosine` is (1 - cos πp) / 2 with p the progress between start and end; `constant` jumps from 0 to
