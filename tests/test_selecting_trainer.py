@@ -279,3 +279,9 @@ def test_the_front_is_saved_with_a_picture(tmp_path, selector, monkeypatch):
     assert {len(point.plan["sites"]) for point in (*front.points, *front.beaten)} == {1, 2, 3}
     chosen = trainer(tmp_path / "run", args=arguments(tmp_path / "run", plan=Plan.from_dict(front.points[0].plan)))
     chosen.train()
+
+
+def test_plans_of_the_front_prune_as_the_arguments_say(tmp_path):
+    args = arguments(tmp_path, num_pruned_blocks=1, selector="last", start="inherit", end_activation="relu")
+    (point, *_) = trainer(tmp_path, args=args).pareto_front().points
+    assert (point.plan["start"], point.plan["end_activation"]) == ("inherit", "relu")

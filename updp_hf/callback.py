@@ -25,7 +25,7 @@ class UPDPCallback(TrainerCallback):
     did not save them under, and only warns. `UPDPTrainer` loads strictly.
 
     Args:
-        schedule: from progress in [0, 1] to λ; by default the linear ramp over the first half of training.
+        schedule: from progress in [0, 1] to λ; by default `ramp()`, linear over the first tenth of training.
 
     Example:
         >>> gate_(model, plan)

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from accelerate import PartialState
 from torch import Tensor, nn
@@ -73,6 +73,8 @@ def front_of(
     fitness: Fitness,
     *,
     score: str = "score",
+    start: Literal["inherit", "fit"] = "fit",
+    end_activation: str | None = None,
     batch_size: int = 1,
     processes: PartialState | None = None,
     **settings: Any,
@@ -84,6 +86,8 @@ def front_of(
         sites: the candidates, in the order in which `fitness` knows them.
         fitness: scores several choices at once, the higher the better.
         score: what `fitness` measures, for people.
+        start: that of the plans, see `Plan`.
+        end_activation: that of the plans, see `Plan`; latencies are measured without it.
         batch_size: images in the forward of which the latency is measured.
         processes: with several, the main one measures.
         **settings: those of `search`.
@@ -92,7 +96,8 @@ def front_of(
     for count in range(1, len(sites) + 1):
         choice = search(fitness, Demand((1.0,) * len(sites), count), **settings)
         (value,) = fitness([choice])
-        plan = Plan(tuple(sites[index] for index in choice), base_model=base_model_of(model))
+        chosen = tuple(sites[index] for index in choice)
+        plan = Plan(chosen, start, end_activation, base_model=base_model_of(model))
         before, after = agreed(lambda: measure_merged(model, plan.sites, batch_size), processes)  # noqa: B023
         points.append(Point(plan.to_dict(), value, after, before / after))
         logger.info("%d blocks: score %.4g, %.2f× as fast.", count, value, before / after)

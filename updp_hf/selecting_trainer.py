@@ -115,6 +115,8 @@ class SelectingTrainer(GatedTrainer):
             sites,
             fitness,
             score=score,
+            start=self.args.start,  # type: ignore[arg-type]
+            end_activation=self.args.end_activation,
             batch_size=self.args.per_device_eval_batch_size,
             processes=processes,
             **{"seed": self.args.seed, **settings},
