@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from accuracy_nets import options
 from accuracy_ways import AT_ONCE, LEVELS, Bench, Network
 from benchmark_latency import merged
 from torch import Tensor, nn
@@ -78,7 +77,7 @@ def speed_ups_of(
 
 def _plan_of_supernet(bench: Bench, network: Network, model: nn.Module, rate: float) -> Plan:
     """Train a supernet as long as `supernet_fraction` says by default, and search it."""
-    settings = options(bench.budget, bench.folder / "supernet", bench.budget.epochs, rate, bench.seed)
+    settings = bench.settings("supernet", bench.budget.epochs, rate)
     asked = {"num_pruned_blocks": int(network.amount), "selector": SUPERNET}
     args = UPDPTrainingArguments(**settings, **asked, calibration_size=bench.budget.calibration_images)
     return UPDPTrainer(model=model, args=args, train_dataset=bench.splits.train).select()

@@ -2,14 +2,15 @@
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from accuracy_ablations import ABLATED, ABLATION_SEEDS
+from accuracy_ablations import ABLATED, ABLATION_SEEDS, ablations_of
 from accuracy_nets import FAMILIES
-from accuracy_ways import ABRUPT, DROP, UPDP, Network
+from accuracy_ways import DROP, UPDP, Network
+from latency_modes import COMPILED, EAGER, ONNX
 
 __all__ = [
     "Record",
@@ -50,24 +51,34 @@ def finished(families: Mapping[str, Mapping[str, Record]]) -> dict[str, list[Rec
     return {family: records for family, records in found.items() if records}
 
 
-def missing(families: Mapping[str, Sequence[Record]]) -> list[str]:
+def missing(families: Mapping[str, Mapping[str, Record]]) -> list[str]:
     """Return what there is to run yet: families, and what is run beside the comparison itself."""
-    ablated = [record for family in ABLATED for record in families.get(family, ())[: len(ABLATION_SEEDS)]]
-    first = [records[0] for records in families.values()]
-    stages = (("ablations", "ablations", ablated), ("other runtimes", "runtimes", first))
-    lacking = [name for name, stage, records in stages if not all(stage in record for record in records)]
-    return [*(family for family in FAMILIES if family not in families), *lacking]
+    ran = finished(families)
+    expected = {family: set(ablations_of(level)) for family, level in ABLATED.items() if family in ran}
+    modes = {EAGER, COMPILED, ONNX}
+    lacking = [family for family in FAMILIES if family not in ran]
+    if any(
+        names - set(families[family].get(str(seed), {}).get("ablations", ()))
+        for family, names in expected.items()
+        for seed in ABLATION_SEEDS
+    ):
+        lacking.append("ablations")
+    if any(modes - set(families[family].get("0", {}).get("runtimes", ())) for family in ran):
+        lacking.append("other runtimes")
+    return lacking
 
 
 def points_of(record: Record, way: str) -> dict[float, tuple[float, float]]:
     """Return latency in seconds and held-out accuracy of the networks of one way, by level, that of the baseline at 0.
 
-    Dropped blocks are told by their number.
+    Dropped blocks are told by their number. The baseline is fine-tuned as long as all others, where that was run.
     """
     baseline, *networks = record["sizes"]["networks"]
-    points = {0.0: (baseline["seconds"], record["baseline"]["trained"]["test_accuracy"])}
+    runs = record.get("runs", {})
+    tuned = runs.get(key_of(baseline), record["baseline"]["trained"])
+    points = {0.0: (baseline["seconds"], tuned["test_accuracy"])}
     for network in networks:
-        run = record.get("runs", {}).get(key_of(network))
+        run = runs.get(key_of(network))
         if network["way"] == way and run:
             points[network["amount" if way == DROP else "level"]] = (network["seconds"], run["test_accuracy"])
     return points
@@ -87,24 +98,25 @@ def levels_of(record: Record) -> list[int]:
 
 
 def accuracy_at(record: Record, way: str, level: int) -> float | None:
-    """Return the held-out accuracy of `way` at the latency of UPDP's `level`, None if it is not reached or not run.
+    """Return the held-out accuracy of `way` in the time of UPDP's `level`, None if that is not reached or not run.
 
-    Nothing can be brought to a latency exactly, blocks and channels come in steps: that of a rival is on the straight
-    line between those of its networks, the baseline included, that are next to that latency on both sides. One that
-    takes up to `TOLERANCE` longer than UPDP counts as reaching it.
+    That is the accuracy of the best of its networks, the baseline included, that take no longer. Nothing can be brought
+    to a latency exactly, blocks and channels come in steps: so what is on the straight line between the networks next
+    to that latency on both sides counts, too, and one that takes up to `TOLERANCE` longer if none is faster.
     """
     points = points_of(record, way)
-    if way in (UPDP, ABRUPT) or len(points) == 1:  # one network, or nothing run
-        return points[level][1] if level in points else None
-    aim = level_of(record, UPDP, level)
-    assert aim is not None
+    network = level_of(record, UPDP, level)
+    if len(points) == 1 or network is None:  # nothing run
+        return None
+    aim = network["seconds"]
     found = sorted(points.values())
-    if found[0][0] / TOLERANCE <= aim["seconds"] < found[0][0]:
-        return found[0][1]
+    if aim < found[0][0]:
+        return found[0][1] if found[0][0] <= TOLERANCE * aim else None
+    reached = [accuracy for seconds, accuracy in found if seconds <= aim]
     for (fast, low), (slow, high) in pairwise(found):
-        if fast <= aim["seconds"] <= slow:
-            return low + (high - low) * (aim["seconds"] - fast) / (slow - fast)
-    return None
+        if fast <= aim < slow:
+            reached.append(low + (high - low) * (aim - fast) / (slow - fast))
+    return max(reached)
 
 
 def over_levels(record: Record, way: str) -> float | None:

@@ -37,7 +37,7 @@ def networks_of(bench: Bench, model: PreTrainedModel, batch_size: int, rounds: i
     def ratio(level: int, candidate: Network) -> float:
         """Measure how much longer the candidate takes than UPDP at this level."""
         pair = {"": built[level], "other": bench.build(candidate, model)}
-        medians = measure_latency(pair, images, rounds=rounds // 2)
+        medians = measure_latency(pair, images, rounds=max(1, rounds // 2))
         return medians["other"][0] / medians[""][0]
 
     droppable = len(require_sites(model, Form.BLOCK_DROP))

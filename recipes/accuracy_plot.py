@@ -48,15 +48,15 @@ def _draw(families: Mapping[str, Sequence[Record]], file: Path) -> None:
 
 
 def _curve(axes: Axes, records: Sequence[Record], way: str) -> None:
-    """Draw the networks of one way, mean and standard deviation over the baselines, joined to the baseline."""
+    """Draw the networks of one way that all baselines have, mean and standard deviation, joined to the baseline."""
     by_level: dict[float, list[tuple[float, float]]] = {}
     for record in records:
         points = points_of(record, way)
         for level, (seconds, accuracy) in points.items():
             by_level.setdefault(level, []).append((points[0][0] / seconds, 100 * accuracy))
-    if len(by_level) < 2:
+    columns = [list(zip(*pairs, strict=True)) for pairs in by_level.values() if len(pairs) == len(records)]
+    if len(columns) < 2:
         return
-    columns = [list(zip(*pairs, strict=True)) for pairs in by_level.values()]
     columns.sort(key=lambda column: statistics.fmean(column[0]))  # in the order in which they lie beside each other
     x, y = ([statistics.fmean(column[axis]) for column in columns] for axis in (0, 1))
     spread = [statistics.stdev(column[1]) if len(column[1]) > 1 else 0.0 for column in columns]

@@ -6,7 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from accuracy_ablations import ABLATED
-from accuracy_figures import Record, accuracy_at, ahead, finished, key_of, level_of, levels_of, over_levels, speed_up
+from accuracy_figures import (
+    Record,
+    accuracy_at,
+    ahead,
+    finished,
+    key_of,
+    level_of,
+    levels_of,
+    over_levels,
+    points_of,
+    speed_up,
+)
 from accuracy_ways import ABRUPT, DROP, PAPER, SMALLER, TORCH_PRUNING, UPDP, WAYS
 from conditions import write_json
 
@@ -16,8 +27,8 @@ __all__ = ["NAMES", "summary", "tables", "write_tables"]
 
 NAMES = {
     UPDP: "UPDP",
-    PAPER: "UPDP as in the paper",
-    ABRUPT: "all at once",
+    PAPER: "closest to the paper",
+    ABRUPT: "at once, without a fit",
     DROP: "blocks dropped",
     TORCH_PRUNING: "Torch-Pruning",
     SMALLER: "narrower, from scratch",
@@ -66,6 +77,7 @@ def summary(families: Mapping[str, Sequence[Record]]) -> str:
         column = columns.setdefault(family, {})
         column["baselines"] = str(len(records))
         column["accuracy, baseline"] = spread_of(record["baseline"]["trained"]["test_accuracy"] for record in records)
+        column["baseline, fine-tuned"] = spread_of(tuned_baseline(record) for record in records)
         speed_ups = [speed_up(record, UPDP, level) for record in records for level in levels_of(record)]
         column["speed-up"] = f"{min(speed_ups):.2f}× to {max(speed_ups):.2f}×"
         for way in WAYS:
@@ -80,6 +92,12 @@ def summary(families: Mapping[str, Sequence[Record]]) -> str:
             of_families += [statistics.fmean(found)] if found else []
         mean[row] = spread_of(of_families, signed=True)
     return side_by_side({**columns, "mean of families": mean} if len(columns) > 1 else columns)
+
+
+def tuned_baseline(record: Record) -> float | None:
+    """Return the accuracy of the baseline after it was fine-tuned as long as the others, None if it was not."""
+    run = record.get("runs", {}).get(key_of(record["sizes"]["networks"][0]))
+    return run["test_accuracy"] if run else None
 
 
 def at_each_level(records: Sequence[Record]) -> str:
@@ -140,8 +158,8 @@ def ablations(families: Mapping[str, Sequence[Record]]) -> str:
             runs = [(record, record["ablations"][name]) for record in changed if name in record["ablations"]]
             row = rows.setdefault(name, {})
             row[f"{family}, accuracy"] = spread_of(run["test_accuracy"] for _, run in runs)
-            shipped = [accuracy_at(record, UPDP, ABLATED[family]) or 0.0 for record, _ in runs]
-            changes = [run["test_accuracy"] - before for before, (_, run) in zip(shipped, runs, strict=True)]
+            level = ABLATED[family]
+            changes = [run["test_accuracy"] - points_of(record, UPDP)[level][1] for record, run in runs]
             row[f"{family}, change"] = spread_of(changes, signed=True)
             measured = [record.get("ablated", {}).get("speed-ups", {}).get(name) for record, _ in runs]
             row[f"{family}, speed-up"] = spread_of(measured, form="{:.2f}×")

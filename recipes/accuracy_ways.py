@@ -24,15 +24,18 @@ from updp_hf.inputs import example_inputs_of
 from updp_hf.selectors import selector_by_name
 from updp_hf.surgery import require_sites
 
-__all__ = ["WAYS", "Bench", "Network", "thinned"]
+__all__ = ["BASELINE", "WAYS", "Bench", "Network", "thinned"]
 
 UPDP, PAPER, ABRUPT = "updp", "paper", "abrupt"
 DROP, TORCH_PRUNING, SMALLER = "block drop", "torch-pruning", "smaller"
 WAYS = (UPDP, PAPER, ABRUPT, DROP, TORCH_PRUNING, SMALLER)
-"""UPDP as by default; as in the paper, with the checkpoint's own weights, norms that become BatchNorms and a ramp over
-half of the training; with the checkpoint's own weights and all non-linearities gone at once, which is DepthShrinker's
-way; whole blocks left out; channels left out by Torch-Pruning; a narrower network from scratch, for as many steps as
-baseline and fine-tuning together."""
+"""UPDP as by default; closest to the paper, with the checkpoint's own weights, norms that become BatchNorms and a ramp
+over half of the training, but blocks chosen as by default and no activation behind them; with the checkpoint's own
+weights and all non-linearities gone at once, as DepthShrinker removes those that it has learned to remove; whole blocks
+left out; channels left out by Torch-Pruning; a narrower network from scratch, for as many steps as baseline and
+fine-tuning together and with the baseline's learning rate."""
+BASELINE = "baseline"
+"""The way that leaves nothing out: what the others are fine-tuned from, fine-tuned as long as they are."""
 AT_ONCE = {"ramp": "constant", "ramp_end": 0.0}
 HOW: dict[str, dict[str, Any]] = {UPDP: {}, PAPER: {"ramp_end": 0.5}, ABRUPT: AT_ONCE, DROP: AT_ONCE}
 """Options of `UPDPTrainingArguments` that are others than by default."""
@@ -76,6 +79,7 @@ class Bench:
     budget: Budget
     splits: Splits
     folder: Path
+    device: str
 
     @property
     def labels(self) -> int:
@@ -86,13 +90,17 @@ class Bench:
         folder, family = self.folder / "baseline", FAMILIES[self.family]
         if not folder.is_dir():
             model = untrained(config_of(self.family, self.labels), self.seed)
-            place = self.folder / "training"
-            settings = options(self.budget, place, self.baseline_epochs, family.learning_rate, self.seed)
+            settings = self.settings("training", self.baseline_epochs, family.learning_rate)
             model = trained(model, self.splits.train, settings)
             with appearing_whole(folder) as unfinished:
                 model.save_pretrained(unfinished)
         model = AutoModelForImageClassification.from_pretrained(folder)
-        return model.eval()
+        return model.to(self.device).eval()
+
+    def settings(self, name: str, epochs: float, learning_rate: float) -> dict[str, Any]:
+        """Return the options of `TrainingArguments` for a training in the folder `name`."""
+        settings = options(self.budget, self.folder / name, epochs, learning_rate, self.seed)
+        return {**settings, "use_cpu": self.device == "cpu"}
 
     @property
     def baseline_epochs(self) -> float:
@@ -127,7 +135,9 @@ class Bench:
         """Return what is made of the baseline `model`, as it is run afterwards, before any training."""
         if network.way == SMALLER:
             config = config_of(self.family, self.labels, int(network.amount))
-            return untrained(config, self.seed).eval()
+            return untrained(config, self.seed).to(self.device).eval()
+        if network.way == BASELINE:
+            return copy.deepcopy(model)
         if network.way == TORCH_PRUNING:
             return thinned(model, network.amount)
         return merged(model, self.plan_of(network, model), self.sample())
@@ -142,8 +152,8 @@ class Bench:
     ) -> dict[str, Any]:
         """Train what `network` says, with other options of pruning if any, and return how well it does."""
         epochs = self.budget.epochs + (self.baseline_epochs if network.way == SMALLER else 0)
-        settings = options(self.budget, self.folder / "training", epochs, learning_rate, self.seed)
-        if network.way in (TORCH_PRUNING, SMALLER):
+        settings = self.settings("training", epochs, learning_rate)
+        if network.way in (BASELINE, TORCH_PRUNING, SMALLER):
             result = trained(self.build(network, model), self.splits.train, settings)
         else:
             settings |= {"calibration_size": self.budget.calibration_images, **HOW[network.way]}

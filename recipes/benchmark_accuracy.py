@@ -6,10 +6,10 @@
 
 Small networks on scikit-learn's digits, made hard, or on glyphs. Each baseline loses depth by UPDP as shipped, at three
 levels; the rivals are brought to the same latency, measured here, and fine-tuned on the same images for as many steps,
-with a learning rate chosen in the same way. What is done is kept in `folder`, a file for each baseline: the same
-command goes on where it was interrupted, and several may run side by side with other families or seeds. The stages
-`sizes` and `runtimes` measure latencies and want an idle machine. Tables and pictures are made of what there is then:
-with `--output model_cards/benchmark_accuracy.json` those of the README.
+with a learning rate chosen in the same way; networks from scratch keep the baseline's. What is done is kept in
+`folder`, a file for each baseline: the same command goes on where it was interrupted, and several may run side by side
+with other families or seeds. The stages `sizes` and `runtimes` measure latencies and want an idle machine. Tables and
+pictures are made of what there is then: with `--output model_cards/benchmark_accuracy.json` those of the README.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,7 +27,7 @@ from accuracy_nets import FAMILIES
 from accuracy_plot import plot
 from accuracy_record import Record
 from accuracy_tables import summary, write_tables
-from accuracy_ways import ABRUPT, SMALLER, UPDP, Bench, Network
+from accuracy_ways import ABRUPT, BASELINE, SMALLER, UPDP, Bench, Network
 from benchmark_selectors import held_out
 from conditions import conditions_of
 from latency_modes import COMPILED, EAGER, ONNX, prepared
@@ -41,6 +41,8 @@ from updp_hf.inputs import example_inputs_of
 STAGES = ("baselines", "blocks", "sizes", "rates", "train", "ablate", "runtimes")
 RATES = (1.0, 0.3, 0.1)
 """Learning rates that are tried for fine-tuning, times that of the baseline."""
+HIGHEST = 3.0
+"""One that is tried, too, where the highest of these is the best."""
 
 
 @dataclass
@@ -107,7 +109,7 @@ def sizes(bench: Bench, record: Record, options: AccuracyArguments) -> None:
         built = {network.key: bench.build(network, model) for network in networks if network.way != ABRUPT}
         images = [example_inputs_of(model, options.batch_size)]
         medians = measure_latency({"baseline": model, **built}, images, rounds=options.rounds)
-        entries = [{"way": "baseline", "amount": 0, "level": 0, "seconds": medians["baseline"][0], **cost(model)}]
+        entries = [{"way": BASELINE, "amount": 0, "level": 0, "seconds": medians["baseline"][0], **cost(model)}]
         for network in networks:
             same = replace(network, way=UPDP) if network.way == ABRUPT else network
             entries.append({**asdict(network), "seconds": medians[same.key][0], **cost(built[same.key])})
@@ -117,10 +119,10 @@ def sizes(bench: Bench, record: Record, options: AccuracyArguments) -> None:
 
 
 def networks_in(record: Record) -> list[Network]:
-    """Return the networks that the stage `sizes` has chosen."""
+    """Return the baseline and the networks that the stage `sizes` has chosen."""
     if "sizes" not in record.found:
         raise ValueError(f"{record.file} has no sizes yet: run the stage 'sizes' first.")
-    return [Network.of(entry) for entry in record.found["sizes"]["networks"][1:]]
+    return [Network.of(entry) for entry in record.found["sizes"]["networks"]]
 
 
 def rates(bench: Bench, record: Record, options: AccuracyArguments) -> None:
@@ -128,10 +130,18 @@ def rates(bench: Bench, record: Record, options: AccuracyArguments) -> None:
     if bench.seed != 0:
         return
     model = bench.baseline()
+
+    def run(network: Network, factor: float) -> None:
+        rate = factor * FAMILIES[bench.family].learning_rate
+        record.do("rates", f"{network.key}, {factor}", lambda: bench.run(network, model, rate))
+
     for network in networks_in(record):
-        for factor in RATES if network.way != SMALLER else ():
-            rate = factor * FAMILIES[bench.family].learning_rate
-            record.do("rates", f"{network.key}, {factor}", lambda: bench.run(network, model, rate))  # noqa: B023
+        if network.way == SMALLER:
+            continue
+        for factor in RATES:
+            run(network, factor)
+        if best_run(network, record)["learning_rate"] >= max(RATES) * FAMILIES[bench.family].learning_rate:
+            run(network, HIGHEST)
 
 
 def best_run(network: Network, record: Record) -> dict[str, Any]:
@@ -140,7 +150,8 @@ def best_run(network: Network, record: Record) -> dict[str, Any]:
     runs = [tried.get(f"{network.key}, {factor}") for factor in RATES]
     if None in runs:
         raise ValueError(f"{record.file} has no learning rates for {network.key!r} yet: run the stage 'rates' first.")
-    found: dict[str, Any] = min(runs, key=lambda run: run["validation_loss"])
+    runs.append(tried.get(f"{network.key}, {HIGHEST}"))
+    found: dict[str, Any] = min((run for run in runs if run), key=lambda run: run["validation_loss"])
     return found
 
 
@@ -173,7 +184,10 @@ def ablate(bench: Bench, record: Record, options: AccuracyArguments) -> None:
     model = bench.baseline()
     level = ABLATED[bench.family]
     network = next(network for network in networks_in(record) if (network.way, network.level) == (UPDP, level))
-    rate = record.found["runs"][network.key]["learning_rate"]
+    runs = record.found.get("runs", {})
+    if network.key not in runs:
+        raise ValueError(f"{record.file} has no run of {network.key!r} yet: run the stage 'train' first.")
+    rate = runs[network.key]["learning_rate"]
 
     def step(changes: dict[str, Any]) -> dict[str, Any]:
         blocks = blocks_for(changes, bench, network, model, rate)
@@ -195,7 +209,7 @@ def runtimes(bench: Bench, record: Record, options: AccuracyArguments) -> None:
         record.do("ablated", "speed-ups", lambda: speed_ups_of(runs, bench, model, images, options.rounds))
     if bench.seed != 0:
         return
-    networks = {network.key: network for network in networks_in(record) if network.way != ABRUPT}
+    networks = {n.key: n for n in networks_in(record) if n.way not in (BASELINE, ABRUPT)}
     built = {"baseline": model, **{key: bench.build(network, model) for key, network in networks.items()}}
 
     def step(mode: str) -> dict[str, float]:
@@ -217,7 +231,7 @@ def benches(options: AccuracyArguments, splits: Mapping[str, Splits]) -> Iterato
     for seed in options.seeds:
         for family in options.families:
             name = f"{options.dataset}-{family}-{seed}"
-            bench = Bench(family, seed, options.budget, splits[family], folder / name)
+            bench = Bench(family, seed, options.budget, splits[family], folder / name, options.device)
             yield bench, Record(folder / f"{name}.json", {**conditions, "network": FAMILIES[family]._asdict()})
 
 

@@ -333,7 +333,7 @@ def fine_tuned(bench: Bench, choice: Choice, seed: int) -> dict[str, float]:
 
 def held_out(model: nn.Module, batches: Sequence[dict[str, Tensor]]) -> dict[str, float]:
     """Return accuracy and mean loss of `model` on the batches."""
-    found, labels = log_probabilities(model, batches), torch.cat([labels_of(batch) for batch in batches])
+    found, labels = log_probabilities(model, batches).cpu(), torch.cat([labels_of(batch) for batch in batches])
     return {
         "accuracy": float((found.argmax(-1) == labels).double().mean()),
         "loss": float(F.nll_loss(found, labels)),

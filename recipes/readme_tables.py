@@ -67,7 +67,8 @@ def measured_section() -> str:
 
 
 def accuracy_part() -> list[str]:
-    results = {dataset: fine_tuned(families) for dataset, families in read("benchmark_accuracy.json").items()}
+    records = read("benchmark_accuracy.json")
+    results = {dataset: fine_tuned(families) for dataset, families in records.items()}
     known = conditions_of(next(iter(results.values())))
     text = f"""
         **Is it better than what you would do instead?** `python recipes/benchmark_accuracy.py`: UPDP with its defaults
@@ -80,7 +81,7 @@ def accuracy_part() -> list[str]:
     parts = [paragraph(text)]
     for dataset, found in results.items():
         known = conditions_of(found)
-        lacking = ", ".join(missing(found))
+        lacking = ", ".join(missing(records[dataset]))
         text = f"""
             **{dataset.capitalize()}** (`--dataset {dataset}`): {known["train_images"]:,} images,
             {known["test_images"]:,} held out; epochs of fine-tuning: {known["epochs"]:g}.

@@ -44,6 +44,17 @@ def test_dropped_blocks_are_judged_on_the_line_between_the_networks_around_updps
     assert figures.accuracy_at(found, "updp", 1) == 0.88
     assert figures.accuracy_at(found, "block drop", 1) == pytest.approx(0.84)  # 6 ms is half way from 7 to 5
     assert figures.ahead(found, "block drop") == pytest.approx(0.04)
+    found = record(updp_2=0.88, block_drop_1=0.87, block_drop_2=0.86, block_drop_3=0.89)
+    assert figures.accuracy_at(found, "block drop", 1) == 0.89  # one that is faster, too, is better than that
+
+
+def test_no_way_is_worse_than_the_baseline_where_updp_is_slower_than_that(recipes):
+    figures = recipes("accuracy_figures")
+    found = record(updp_2=0.88, updp_4=0.8, block_drop_1=0.87)
+    found["sizes"]["networks"][1]["seconds"] = 8.1e-3
+    assert figures.accuracy_at(found, "updp", 1) == figures.accuracy_at(found, "block drop", 1) == 0.9
+    found["runs"]["baseline 0"] = {"test_accuracy": 0.92}  # fine-tuned as long as the others
+    assert figures.accuracy_at(found, "block drop", 1) == 0.92
 
 
 def test_what_is_not_reached_or_not_run_is_not_made_up(recipes):
@@ -64,12 +75,23 @@ def test_what_is_not_reached_or_not_run_is_not_made_up(recipes):
 
 
 def test_what_has_not_been_run_is_missing(recipes):
-    missing = recipes("accuracy_figures").missing
-    whole = {"ablations": {"x": 1}, "runtimes": {"y": 1}}
-    others = {"convnext": [whole, whole], "mobilenetv2": [whole]}
-    assert missing({**others, "vit": [whole, {"ablations": {"x": 1}}, {}], "resnet": [{"runtimes": {"y": 1}}]}) == []
-    assert missing({**others, "vit": [whole, {}]}) == ["resnet", "ablations"]
-    assert missing({**others, "vit": [whole], "resnet": [{}]}) == ["other runtimes"]
+    missing, ablations = recipes("accuracy_figures").missing, recipes("accuracy_ablations")
+    modes = dict.fromkeys(("eager", "compiled", "ONNX Runtime"), 1)
+
+    def whole(family):
+        level = ablations.ABLATED.get(family)
+        names = dict.fromkeys(ablations.ablations_of(level), 1) if level else {}
+        runs = {"runs": {"x": 1}, "ablations": names}
+        return {"0": {**runs, "runtimes": modes}, "1": runs, "2": {"runs": {"x": 1}}}
+
+    every = {family: whole(family) for family in ("vit", "convnext", "mobilenetv2", "resnet")}
+    assert missing(every) == []
+    assert missing({**every, "resnet": {"0": {}}}) == ["resnet"]
+    assert missing({name: seeds for name, seeds in every.items() if name != "resnet"}) == ["resnet"]
+    every["vit"]["1"]["ablations"].popitem()
+    assert missing(every) == ["ablations"]
+    every["resnet"]["0"]["runtimes"] = {"eager": 1}
+    assert missing(every) == ["ablations", "other runtimes"]
 
 
 def test_spreads_are_standard_deviations_over_the_baselines(recipes):
@@ -114,14 +136,22 @@ def test_a_network_is_trained_with_the_learning_rate_that_was_best_for_the_one_n
         benchmark.best_run(others[2], record)
     record.do("rates", "drop 5, 0.1", lambda: {"validation_loss": 0.2})
     assert benchmark.best_run(others[2], record) == {"validation_loss": 0.1}
+    record.do("rates", "drop 5, 3.0", lambda: {"validation_loss": 0.05})  # is tried where the highest was best
+    assert benchmark.best_run(others[2], record) == {"validation_loss": 0.05}
 
 
-def test_validation_shares_no_digit_with_training_and_each_digit_is_distorted_anew(recipes):
+def test_validation_shares_no_digit_with_training_and_each_digit_is_distorted_anew(recipes, monkeypatch):
     images_of = recipes("accuracy_images")
     splits = images_of.load_images("digits", 16, images_of.Budget())
     assert [len(split) for split in splits] == [9776, 1000, 3600]
     copies = splits.validation.labels.view(images_of.DIGITS_COPIES, -1)
     assert (copies == copies[0]).all()  # all copies of the same digits
+    found = images_of.digits(seed=0)["train"]
+    numbers = images_of.datasets.Dataset.from_dict({"image": found["image"], "label": list(range(len(found)))})
+    with monkeypatch.context() as patched:
+        patched.setattr(images_of, "digits", lambda seed: {"train": numbers, "test": found})
+        told_apart = images_of.load_images("digits", 16, images_of.Budget())
+    assert not set(told_apart.train.labels.tolist()) & set(told_apart.validation.labels.tolist())
     images = splits.validation.images.view(images_of.DIGITS_COPIES, -1, 3, 16, 16)
     assert not torch.equal(images[0], images[1])
     again = images_of.load_images("digits", 16, images_of.Budget())
@@ -184,7 +214,7 @@ def test_a_run_goes_on_where_it_was_and_leaves_every_table(recipes, tmp_path, mo
     (file,) = (tmp_path / "runs-quick").glob("*.json")
     first = json.loads(file.read_text())
     ways = {key.rsplit(" ", 1)[0] for key in first["runs"]}
-    assert ways == {"updp", "paper", "abrupt", "block drop", "torch-pruning", "smaller"}
+    assert ways == {"baseline", "updp", "paper", "abrupt", "block drop", "torch-pruning", "smaller"}
     assert set(first["runtimes"]) == {"eager", "compiled", "ONNX Runtime"}
     assert {"baseline", "updp 12", "torch-pruning"} <= {name.rsplit(" 0.")[0] for name in first["runtimes"]["eager"]}
     benchmark.main()
