@@ -207,6 +207,17 @@ def test_calibration_without_images_is_refused():
         calibrate_(gated("vit"), [])
 
 
+def test_calibration_of_a_site_that_is_not_in_the_plan_is_refused_and_of_no_site_does_nothing():
+    model = tiny_model("vit")
+    first, second, *_ = find_sites(model).sites
+    gate_(model, Plan((first,), start="fit"))
+    with pytest.raises(PlanError, match=r"is to be calibrated, but the model is gated at vit"):
+        calibrate_(model, batches_for(model), [second])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    calibrate_(model, batches_for(model), [])
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
 def test_calibration_of_an_ungated_model_is_refused():
     model = tiny_model("vit")
     with pytest.raises(PlanError, match="has no gates"):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from updp_hf.core.fit import Moments, fit_linear, fit_scale, statistics_of_fit
 from updp_hf.core.gate import Blend, Gate, Landing, Shortcut
 from updp_hf.core.modes import evaluation
-from updp_hf.core.plan import Plan
+from updp_hf.core.plan import Plan, PlanError
 from updp_hf.core.sites import Site
 from updp_hf.inputs import check_batches, logits_of, model_inputs
 from updp_hf.layout_updp import ChannelBatchNorm, first_tensor, get_slot
@@ -32,7 +32,7 @@ IMAGES, PATCHES = 16, 2**14
 def calibrate_(
     model: nn.Module,
     batches: Iterable[Mapping[str, Any] | Tensor],
-    sites: Sequence[Site] = (),
+    sites: Sequence[Site] | None = None,
     *,
     reference: nn.Module | None = None,
 ) -> None:
@@ -51,12 +51,15 @@ def calibrate_(
             are open, and not what they give here: it then makes up for what closed sites before it have changed.
 
     Raises:
-        PlanError: the model is not gated.
+        PlanError: the model is not gated, or a site is not one of its plan.
         ValueError: there are no batches.
     """
     plan = plan_of(model)
     images = check_batches(batches)
-    chosen = sites or plan.sites
+    chosen = plan.sites if sites is None else sites
+    other = next((site for site in chosen if site not in plan.sites), None)
+    if other is not None:
+        raise PlanError(f"{other} is to be calibrated, but the model is gated at {', '.join(map(str, plan.sites))}.")
     moments: dict[nn.Module, Moments] = {}
 
     closed_norms = [gate for site in chosen for gate in site_gates(model, site) if _is_batch_norm(gate)]
