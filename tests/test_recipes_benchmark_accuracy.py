@@ -206,7 +206,11 @@ def test_torch_pruning_leaves_a_narrower_network_that_runs(recipes, build):
 @pytest.mark.slow
 def test_a_run_goes_on_where_it_was_and_leaves_every_table(recipes, tmp_path, monkeypatch):
     pytest.importorskip("torch_pruning")
-    benchmark = recipes("benchmark_accuracy")
+    benchmark, ablations = recipes("benchmark_accuracy"), recipes("accuracy_ablations")
+    monkeypatch.setitem(ablations.ABLATED, "resnet", 2)
+    changed = {"blocks of a supernet", "soft distillation", "checkpoint's weights"}
+    for name in set(ablations.ABLATIONS) - changed:
+        monkeypatch.delitem(ablations.ABLATIONS, name)
     command = ["benchmark_accuracy", "--quick", "--families", "resnet", "--seeds", "0"]
     command += ["--folder", str(tmp_path / "runs"), "--output", str(tmp_path / "accuracy.json")]
     monkeypatch.setattr(sys, "argv", command)
@@ -215,6 +219,7 @@ def test_a_run_goes_on_where_it_was_and_leaves_every_table(recipes, tmp_path, mo
     first = json.loads(file.read_text())
     ways = {key.rsplit(" ", 1)[0] for key in first["runs"]}
     assert ways == {"baseline", "updp", "paper", "abrupt", "block drop", "torch-pruning", "smaller"}
+    assert set(first["ablations"]) == set(first["ablated"]["speed-ups"]) == changed
     assert set(first["runtimes"]) == {"eager", "compiled", "ONNX Runtime"}
     assert {"baseline", "updp 12", "torch-pruning"} <= {name.rsplit(" 0.")[0] for name in first["runtimes"]["eager"]}
     benchmark.main()
