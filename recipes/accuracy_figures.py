@@ -25,6 +25,7 @@ __all__ = [
     "over_levels",
     "points_of",
     "speed_up",
+    "tuned_baseline",
 ]
 
 Record = Mapping[str, Any]
@@ -74,14 +75,19 @@ def points_of(record: Record, way: str) -> dict[float, tuple[float, float]]:
     Dropped blocks are told by their number. The baseline is fine-tuned as long as all others, where that was run.
     """
     baseline, *networks = record["sizes"]["networks"]
-    runs = record.get("runs", {})
-    tuned = runs.get(key_of(baseline), record["baseline"]["trained"])
-    points = {0.0: (baseline["seconds"], tuned["test_accuracy"])}
+    known = tuned_baseline(record) or record["baseline"]["trained"]
+    points = {0.0: (baseline["seconds"], known["test_accuracy"])}
     for network in networks:
-        run = runs.get(key_of(network))
+        run = record.get("runs", {}).get(key_of(network))
         if network["way"] == way and run:
             points[network["amount" if way == DROP else "level"]] = (network["seconds"], run["test_accuracy"])
     return points
+
+
+def tuned_baseline(record: Record) -> Mapping[str, Any] | None:
+    """Return the run in which the baseline was fine-tuned as long as the others, None if it was not."""
+    found: Mapping[str, Any] | None = record.get("runs", {}).get(key_of(record["sizes"]["networks"][0]))
+    return found
 
 
 def key_of(network: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ from accuracy_figures import (
     over_levels,
     points_of,
     speed_up,
+    tuned_baseline,
 )
 from accuracy_ways import ABRUPT, DROP, PAPER, SMALLER, TORCH_PRUNING, UPDP, WAYS
 from conditions import write_json
@@ -77,7 +78,8 @@ def summary(families: Mapping[str, Sequence[Record]]) -> str:
         column = columns.setdefault(family, {})
         column["baselines"] = str(len(records))
         column["accuracy, baseline"] = spread_of(record["baseline"]["trained"]["test_accuracy"] for record in records)
-        column["baseline, fine-tuned"] = spread_of(tuned_baseline(record) for record in records)
+        tuned = [tuned_baseline(record) for record in records]
+        column["baseline, fine-tuned"] = spread_of(run["test_accuracy"] if run else None for run in tuned)
         speed_ups = [speed_up(record, UPDP, level) for record in records for level in levels_of(record)]
         column["speed-up"] = f"{min(speed_ups):.2f}× to {max(speed_ups):.2f}×"
         for way in WAYS:
@@ -92,12 +94,6 @@ def summary(families: Mapping[str, Sequence[Record]]) -> str:
             of_families += [statistics.fmean(found)] if found else []
         mean[row] = spread_of(of_families, signed=True)
     return side_by_side({**columns, "mean of families": mean} if len(columns) > 1 else columns)
-
-
-def tuned_baseline(record: Record) -> float | None:
-    """Return the accuracy of the baseline after it was fine-tuned as long as the others, None if it was not."""
-    run = record.get("runs", {}).get(key_of(record["sizes"]["networks"][0]))
-    return run["test_accuracy"] if run else None
 
 
 def at_each_level(records: Sequence[Record]) -> str:

@@ -12,7 +12,7 @@ with other families or seeds. The stages `sizes` and `runtimes` measure latencie
 pictures are made of what there is then: with `--output model_cards/benchmark_accuracy.json` those of the README.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from accuracy_images import DATASETS, Budget, Splits, load_images
 from accuracy_matching import cost, networks_of
 from accuracy_nets import FAMILIES
 from accuracy_plot import plot
+from accuracy_rates import HIGHEST, RATES, best_run, nearest
 from accuracy_record import Record
 from accuracy_tables import summary, write_tables
 from accuracy_ways import ABRUPT, BASELINE, SMALLER, UPDP, Bench, Network
@@ -39,10 +40,6 @@ from updp_hf.core.sites import DEFAULT_FORM, Form
 from updp_hf.inputs import example_inputs_of
 
 STAGES = ("baselines", "blocks", "sizes", "rates", "train", "ablate", "runtimes")
-RATES = (1.0, 0.3, 0.1)
-"""Learning rates that are tried for fine-tuning, times that of the baseline."""
-HIGHEST = 3.0
-"""One that is tried, too, where the highest of these is the best."""
 
 
 @dataclass
@@ -144,17 +141,6 @@ def rates(bench: Bench, record: Record, options: AccuracyArguments) -> None:
             run(network, HIGHEST)
 
 
-def best_run(network: Network, record: Record) -> dict[str, Any]:
-    """Return the run of `network` with the least loss on the validation images."""
-    tried = record.found.get("rates", {})
-    runs = [tried.get(f"{network.key}, {factor}") for factor in RATES]
-    if None in runs:
-        raise ValueError(f"{record.file} has no learning rates for {network.key!r} yet: run the stage 'rates' first.")
-    runs.append(tried.get(f"{network.key}, {HIGHEST}"))
-    found: dict[str, Any] = min((run for run in runs if run), key=lambda run: run["validation_loss"])
-    return found
-
-
 def train(bench: Bench, record: Record, options: AccuracyArguments) -> None:
     """Fine-tune every network, with the learning rate that was best for the one of the first seed next to it."""
     model = bench.baseline()
@@ -169,12 +155,6 @@ def train(bench: Bench, record: Record, options: AccuracyArguments) -> None:
 
     for network in networks_in(record):
         record.do("runs", network.key, lambda: step(network))  # noqa: B023
-
-
-def nearest(network: Network, others: Iterable[Network]) -> Network:
-    """Return the one of `others` that goes the same way about as far as `network`."""
-    same_way = [other for other in others if other.way == network.way]
-    return min(same_way, key=lambda other: (abs(other.level - network.level), abs(other.amount - network.amount)))
 
 
 def ablate(bench: Bench, record: Record, options: AccuracyArguments) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from accuracy_figures import Record, missing
 from accuracy_figures import finished as fine_tuned
+from accuracy_images import DIGITS_COPIES
 from accuracy_plot import plot
 from accuracy_tables import summary as accuracies
 from benchmark_coverage import Row, totals
@@ -23,7 +24,7 @@ CARDS = ROOT / "model_cards"
 BEGIN, END = "<!-- measured: begin -->\n", "<!-- measured: end -->\n"
 
 KINDS = {
-    "digits": "noisy images of scikit-learn's digits, each distorted eight times",
+    "digits": f"noisy images of scikit-learn's digits, each distorted {DIGITS_COPIES} times",
     "glyphs": "distorted characters in many fonts, others in those held out",
 }
 """What the images of the accuracy benchmark are."""

@@ -125,19 +125,19 @@ def test_bisecting_finds_where_a_falling_ratio_is_one(recipes, aim, whole):
 
 
 def test_a_network_is_trained_with_the_learning_rate_that_was_best_for_the_one_next_to_it(recipes, tmp_path):
-    benchmark, network = recipes("benchmark_accuracy"), recipes("accuracy_ways").Network
+    chosen, network = recipes("accuracy_rates"), recipes("accuracy_ways").Network
     others = [network("updp", 4, 1), network("drop", 2, 1), network("drop", 5, 1), network("drop", 7, 2)]
-    assert benchmark.nearest(network("drop", 4, 1), others) == others[2]
-    assert benchmark.nearest(network("drop", 4, 3), others) == others[3]
+    assert chosen.nearest(network("drop", 4, 1), others) == others[2]
+    assert chosen.nearest(network("drop", 4, 3), others) == others[3]
     record = recipes("accuracy_record").Record(tmp_path / "digits-vit-0.json", {})
     for factor, loss in ((1.0, 0.3), (0.3, 0.1)):
         record.do("rates", f"drop 5, {factor}", lambda: {"validation_loss": loss})  # noqa: B023
     with pytest.raises(ValueError, match=r"digits-vit-0\.json has no learning rates for 'drop 5' yet"):
-        benchmark.best_run(others[2], record)
+        chosen.best_run(others[2], record)
     record.do("rates", "drop 5, 0.1", lambda: {"validation_loss": 0.2})
-    assert benchmark.best_run(others[2], record) == {"validation_loss": 0.1}
+    assert chosen.best_run(others[2], record) == {"validation_loss": 0.1}
     record.do("rates", "drop 5, 3.0", lambda: {"validation_loss": 0.05})  # is tried where the highest was best
-    assert benchmark.best_run(others[2], record) == {"validation_loss": 0.05}
+    assert chosen.best_run(others[2], record) == {"validation_loss": 0.05}
 
 
 def test_validation_shares_no_digit_with_training_and_each_digit_is_distorted_anew(recipes, monkeypatch):
