@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from updp_hf.data.digits import digits
-from updp_hf.data.glyphs import glyphs
+from updp_hf.data.made_here.digits import digits
+from updp_hf.data.made_here.glyphs import glyphs
 
 __all__ = ["DATASETS", "EVALUATED", "Budget", "Images", "Splits", "load_images"]
 

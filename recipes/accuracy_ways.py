@@ -17,12 +17,12 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from updp_hf import Plan, UPDPTrainingArguments
-from updp_hf.checkpoints import appearing_whole
-from updp_hf.core.budget import Choice, Demand
-from updp_hf.core.sites import DEFAULT_FORM, Form
-from updp_hf.inputs import example_inputs_of
-from updp_hf.selectors import selector_by_name
-from updp_hf.surgery import require_sites
+from updp_hf.core.plan.budget import Choice, Demand
+from updp_hf.core.plan.site import DEFAULT_FORM, Form
+from updp_hf.selection.selectors import selector_by_name
+from updp_hf.surgery.find import require_sites
+from updp_hf.surgery.model_io import example_inputs_of
+from updp_hf.training.checkpoints import appearing_whole
 
 __all__ = ["BASELINE", "WAYS", "Bench", "Network", "thinned"]
 

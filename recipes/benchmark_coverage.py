@@ -41,14 +41,14 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATIO
 from transformers.utils import logging
 
 from updp_hf import Form, Plan, UPDPForImageClassification, close_, find_sites, gate_, merge
-from updp_hf.arguments import parse_arguments
 from updp_hf.core.cost import count_macs
-from updp_hf.core.graph import ExportError
-from updp_hf.core.plan import library_versions
-from updp_hf.core.sites import Site
-from updp_hf.inputs import logits_of
-from updp_hf.layout_updp import get_slot
-from updp_hf.merging import TOLERANCES
+from updp_hf.core.graph.calls import ExportError
+from updp_hf.core.plan.plan import library_versions
+from updp_hf.core.plan.site import Site
+from updp_hf.model.layout_updp import get_slot
+from updp_hf.recipe.command_line import parse_arguments
+from updp_hf.surgery.merge import TOLERANCES
+from updp_hf.surgery.model_io import logits_of
 
 CLASSES = 5
 SIZES = (64, 96, 128, 224, 240, 256, 384)

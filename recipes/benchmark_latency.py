@@ -29,15 +29,15 @@ from roofline import Peaks, least_seconds, measure_peaks, operators_of
 from torch import Tensor, nn
 
 from updp_hf import Plan, close_, find_sites, merge, recalibrate_batch_norms_
-from updp_hf.arguments import parse_arguments
-from updp_hf.calibration import calibrated_copy
-from updp_hf.core.budget import Demand
 from updp_hf.core.cost import count_macs, count_parameters, measure_latency
-from updp_hf.core.sites import DEFAULT_FORM, Form
-from updp_hf.inputs import example_inputs_of
-from updp_hf.report import side_by_side
-from updp_hf.runtimes import onnx_libraries
-from updp_hf.selectors import uniform
+from updp_hf.core.plan.budget import Demand
+from updp_hf.core.plan.site import DEFAULT_FORM, Form
+from updp_hf.deployment.runtimes import onnx_libraries
+from updp_hf.recipe.command_line import parse_arguments
+from updp_hf.reporting.report import side_by_side
+from updp_hf.selection.selectors import uniform
+from updp_hf.surgery.calibrate import calibrated_copy
+from updp_hf.surgery.model_io import example_inputs_of
 
 CALIBRATION_IMAGES = 8
 TABLE = Path(__file__).with_suffix(".md")

@@ -43,11 +43,11 @@ from transformers import (
 )
 
 from updp_hf import Plan, UPDPTrainer, UPDPTrainingArguments, find_sites, gate_
-from updp_hf.arguments import parse_arguments
-from updp_hf.core.budget import Demand
-from updp_hf.core.sites import DEFAULT_FORM, Form, Site
-from updp_hf.selectors import uniform
-from updp_hf.supernet import SupernetTrainer
+from updp_hf.core.plan.budget import Demand
+from updp_hf.core.plan.site import DEFAULT_FORM, Form, Site
+from updp_hf.recipe.command_line import parse_arguments
+from updp_hf.selection.selectors import uniform
+from updp_hf.training.supernet import SupernetTrainer
 
 TABLE = Path(__file__).with_suffix(".md")
 CLASSES = 1000
@@ -282,7 +282,7 @@ def peak_bytes(name: str, variant: Variant, options: TrainingBenchmarkArguments)
         take_two_steps(name, variant, options)
         return torch.cuda.max_memory_allocated() - before
     forking = multiprocessing.get_context("forkserver")
-    forking.set_forkserver_preload(["updp_hf.trainer", "updp_hf.supernet"])
+    forking.set_forkserver_preload(["updp_hf.training.trainer", "updp_hf.training.supernet"])
     with forking.Pool(1) as pool:
         return pool.apply(growth_of_two_steps, (name, variant, options))
 

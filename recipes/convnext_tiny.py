@@ -9,7 +9,7 @@ is pruned on the digits, in a minute on a CPU.
 
 from transformers import ConvNextConfig
 
-from updp_hf.recipe import run
+from updp_hf.recipe.run import run
 
 TINY = ConvNextConfig(
     num_stages=2, hidden_sizes=[32, 64], depths=[3, 3], layer_scale_init_value=0.1, patch_size=2, image_size=16

@@ -9,7 +9,7 @@ is pruned on the digits, in a minute on a CPU.
 
 from transformers import ViTConfig
 
-from updp_hf.recipe import run
+from updp_hf.recipe.run import run
 
 TINY = ViTConfig(
     hidden_size=96, num_hidden_layers=4, num_attention_heads=6, intermediate_size=384, patch_size=4, image_size=16

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from updp_hf.inputs import image_shape_of
-from updp_hf.runtimes import OnnxSession, onnx_libraries, write_onnx
+from updp_hf.deployment.runtimes import OnnxSession, onnx_libraries, write_onnx
+from updp_hf.surgery.model_io import image_shape_of
 
 __all__ = ["COMPILED", "EAGER", "FORMATS", "GRAPHS", "ONNX", "prepared"]
 

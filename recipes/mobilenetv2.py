@@ -9,7 +9,7 @@ is pruned on the digits, in a minute on a CPU.
 
 from transformers import TimmWrapperConfig
 
-from updp_hf.recipe import run
+from updp_hf.recipe.run import run
 
 TINY = TimmWrapperConfig(architecture="mobilenetv2_035", image_size=32)
 

@@ -17,8 +17,8 @@ from transformers import (
     set_seed,
 )
 
-from updp_hf.arguments import parse_arguments
-from updp_hf.data.glyphs import CLASSES
+from updp_hf.data.made_here.glyphs import CLASSES
+from updp_hf.recipe.command_line import parse_arguments
 
 DEIT_SMALL = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536}
 CONVNEXT_TINY = {"depths": [3, 3, 9, 3], "hidden_sizes": [96, 192, 384, 768]}

@@ -9,7 +9,7 @@ is pruned on the digits, in a minute on a CPU.
 
 from transformers import TimmWrapperConfig
 
-from updp_hf.recipe import run
+from updp_hf.recipe.run import run
 
 TINY = TimmWrapperConfig(
     architecture="resnet34", model_args={"channels": [16, 24, 32, 48], "layers": [2, 2, 2, 2]}, image_size=32

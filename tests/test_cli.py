@@ -6,10 +6,11 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import pytest
 import torch
+from printed import LARGE_ENOUGH, large_vit, loud_libraries, number, tables  # noqa: F401  # a fixture
+from project import ROOT
 from tiny_training import timm_vit, vit
 from transformers import (
     AutoModelForImageClassification,
@@ -20,25 +21,11 @@ from transformers import (
     TimmWrapperForImageClassification,
     ViTModel,
 )
-from transformers.utils import logging
 
 from updp_hf import Budget, LatencyTable, UPDPForImageClassification, cli, find_sites, prune
 from updp_hf.core.cost import count_macs, count_parameters
-from updp_hf.core.sites import DEFAULT_FORM
-from updp_hf.inputs import example_inputs_of
-
-ROOT = Path(__file__).parent.parent
-LARGE_ENOUGH = {"hidden_size": 64, "intermediate_size": 256, "image_size": 32, "patch_size": 4}
-"""So that what a site saves shows in the digits that are printed."""
-
-
-@pytest.fixture(autouse=True)
-def loud_libraries():
-    verbosity, shows_progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    yield
-    logging.set_verbosity(verbosity)
-    if shows_progress:
-        logging.enable_progress_bar()
+from updp_hf.core.plan.site import DEFAULT_FORM
+from updp_hf.surgery.model_io import example_inputs_of
 
 
 @pytest.fixture(autouse=True)
@@ -53,10 +40,6 @@ def seconds(monkeypatch):
 
 def timm(architecture, **arguments):
     return TimmWrapperForImageClassification(TimmWrapperConfig(architecture=architecture, **arguments))
-
-
-def large_vit():
-    return vit(**LARGE_ENOUGH)
 
 
 def large_timm_vit():
@@ -78,19 +61,6 @@ def run(capsys, *arguments):
     capsys.readouterr()  # of what saving the model printed
     status = cli.main(["sites", *map(str, arguments)])
     return status, *capsys.readouterr()
-
-
-def tables(printed):
-    """Return the Markdown tables as a dict by row of dicts by column."""
-    found = []
-    for table in re.findall(r"(?:^\|.*\n?)+", printed, flags=re.MULTILINE):
-        head, _, *lines = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines())
-        found.append({line[0]: dict(zip(head[1:], line[1:], strict=True)) for line in lines})
-    return found
-
-
-def number(cell):
-    return float(cell.split()[0])
 
 
 def share(cell):

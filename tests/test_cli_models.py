@@ -11,19 +11,19 @@ from dataclasses import replace
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from test_card import full_report
-from test_cli import large_vit, loud_libraries, number, tables  # noqa: F401  # a fixture
+from printed import large_vit, loud_libraries, number, tables  # noqa: F401  # a fixture
+from reports import full_report
 from tiny_training import RandomImages, assert_equal, logits, resnet, timm_vit, trainer, vit
 from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTForImageClassification
 from transformers import ViTImageProcessor as Processor
 
 from updp_hf import Budget, Report, UPDPForImageClassification, cli, close_, find_sites, gate_, prune
-from updp_hf.card import PICTURES, is_generated, render_card
-from updp_hf.checkpoints import gated_model_in, save_checkpoint
 from updp_hf.core.cost import count_macs, count_parameters
-from updp_hf.core.plan import Plan
-from updp_hf.inputs import example_inputs_of
+from updp_hf.core.plan.plan import Plan
+from updp_hf.reporting.card import PICTURES, is_generated, render_card
+from updp_hf.surgery.model_io import example_inputs_of
+from updp_hf.training.checkpoints import gated_model_in, save_checkpoint
 
 SIZE = {"height": 16, "width": 16}
 LARGE = RandomImages(count=8, size=32, seed=1)
@@ -413,7 +413,7 @@ def test_a_card_that_could_not_be_written_is_an_error_and_the_old_one_stays(prun
 
     card = pruned / "README.md"
     card.write_text("# My own card\n", encoding="utf-8")
-    monkeypatch.setattr("updp_hf.card.render_card", render)
+    monkeypatch.setattr("updp_hf.reporting.card.render_card", render)
     assert_refused(capsys, "card", pruned, "--force", match="it failed")
     assert card.read_text(encoding="utf-8") == "# My own card\n"
 
@@ -502,7 +502,7 @@ def test_an_export_without_its_libraries_says_what_to_install(pruned, capsys, mo
     def missing(name):
         raise ImportError(f"No module named {name!r}")
 
-    monkeypatch.setattr("updp_hf.runtimes.import_module", missing)
+    monkeypatch.setattr("updp_hf.deployment.runtimes.import_module", missing)
     assert_refused(capsys, "export", pruned, match=re.escape("pip install 'updp-hf[onnx]'"))
     assert not (pruned / "onnx").exists()
 

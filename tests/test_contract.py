@@ -14,16 +14,16 @@ from transformers import PreTrainedModel
 
 from updp_hf import Form, Plan, UPDPForImageClassification, find_sites, gate_, merge
 from updp_hf.core.cost import count_macs, count_parameters
-from updp_hf.core.finder import find
-from updp_hf.core.gate import Blend, Bypass, Gate, Landing, Shortcut, gates
-from updp_hf.core.graph import stock_modules, trace
-from updp_hf.core.plan import PlanError
-from updp_hf.core.sites import Site
-from updp_hf.core.structure import Structure
-from updp_hf.inputs import example_inputs_of, logits_of, model_inputs
-from updp_hf.layout_updp import EndActivation
-from updp_hf.merging import MergeError
-from updp_hf.surgery import require_sites
+from updp_hf.core.depth.finder import find
+from updp_hf.core.gates.gate import Blend, Bypass, Gate, Landing, Shortcut, gates
+from updp_hf.core.graph.calls import stock_modules, trace
+from updp_hf.core.graph.structure import Structure
+from updp_hf.core.plan.plan import PlanError
+from updp_hf.core.plan.site import Site
+from updp_hf.model.layout_updp import EndActivation
+from updp_hf.surgery.find import require_sites
+from updp_hf.surgery.merge import MergeError
+from updp_hf.surgery.model_io import example_inputs_of, logits_of, model_inputs
 
 
 class Case(NamedTuple):

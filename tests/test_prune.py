@@ -13,11 +13,11 @@ from tiny_models import close_, tiny_model
 from tiny_training import RandomImages, mobilenet, resnet, vit
 
 from updp_hf import Budget, Form, Plan, UPDPForImageClassification, find_sites, gate_, merge, prune
-from updp_hf.core.budget import Demand
 from updp_hf.core.cost import count_macs, count_parameters
-from updp_hf.core.plan import PlanError
-from updp_hf.inputs import example_inputs_of, logits_of
-from updp_hf.selectors import shuffled
+from updp_hf.core.plan.budget import Demand
+from updp_hf.core.plan.plan import PlanError
+from updp_hf.selection.selectors import shuffled
+from updp_hf.surgery.model_io import example_inputs_of, logits_of
 
 
 def batches_for(model):
@@ -136,7 +136,7 @@ def test_the_pruned_model_is_as_much_faster_as_the_budget_says(monkeypatch):
         return {name: [float(count_parameters(model))] * len(inputs) for name, model in models.items()}
 
     monkeypatch.setattr("updp_hf.core.cost.measure_latency", by_parameters)
-    monkeypatch.setattr("updp_hf.selection.measure_latency", by_parameters)
+    monkeypatch.setattr("updp_hf.selection.choose.measure_latency", by_parameters)
     model = resnet()
     saved = sum(site.params_saved for site in find_sites(model, ["merge"]).sites)
     speed_up = count_parameters(model) / (count_parameters(model) - 0.5 * saved)

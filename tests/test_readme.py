@@ -2,13 +2,12 @@
 
 import importlib.util
 import re
-from pathlib import Path
 
 import pytest
+from project import ROOT
 from tiny_training import RandomImages, vit
 from transformers import ViTImageProcessor
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -19,7 +18,7 @@ def blocks(language: str) -> list[str]:
 def test_examples_run_one_after_another(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pushes = []
-    monkeypatch.setattr("updp_hf.trainer.push_folder", lambda folder, *_, **__: pushes.append(str(folder)))
+    monkeypatch.setattr("updp_hf.training.trainer.push_folder", lambda folder, *_, **__: pushes.append(str(folder)))
     vit(num_hidden_layers=7).save_pretrained("checkpoint")
     ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained("checkpoint")
     images = RandomImages(16)

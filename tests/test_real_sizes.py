@@ -20,9 +20,9 @@ from transformers import (
 )
 
 from updp_hf import Form, Plan, gate_, merge
-from updp_hf.inputs import model_inputs
-from updp_hf.layout_updp import get_slot, unwrap
-from updp_hf.surgery import require_sites
+from updp_hf.model.layout_updp import get_slot, unwrap
+from updp_hf.surgery.find import require_sites
+from updp_hf.surgery.model_io import model_inputs
 
 pytestmark = pytest.mark.slow
 

@@ -3,16 +3,14 @@
 import importlib
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from project import RECIPES
 from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
 
 from updp_hf.core.cost import count_macs
-
-RECIPES = Path(__file__).parent.parent / "recipes"
 
 
 @pytest.fixture

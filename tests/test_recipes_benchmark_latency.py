@@ -1,18 +1,18 @@
 """What the benchmark of merged networks measures, as far as that can be seen without a GPU."""
 
 import importlib
-from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+from project import RECIPES
 from torch import nn
 
 
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "recipes")
+    monkeypatch.syspath_prepend(RECIPES)
     return importlib.import_module("benchmark_latency")
 
 

@@ -4,12 +4,10 @@ import importlib.util
 import itertools
 import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-
-RECIPES = Path(__file__).parent.parent / "recipes"
+from project import RECIPES
 
 
 @pytest.fixture

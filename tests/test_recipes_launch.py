@@ -10,10 +10,11 @@ import yaml
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DistributedType
+from project import ROOT
 
 from updp_hf import UPDPTrainingArguments
 
-FOLDER = Path(__file__).parents[1] / "recipes"
+FOLDER = ROOT / "recipes"
 MODELS = ("deit_tiny", "deit_small", "resnet34", "mobilenetv2", "convnext_tiny")
 RECIPES = (*MODELS, "smoke")
 MULTI = DistributedType.MULTI_GPU  # what starts several processes, on the processor too

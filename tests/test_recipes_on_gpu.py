@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from project import RECIPES
 
-RECIPES = Path(__file__).parents[1] / "recipes"
 LOG = """\
 10.000000 Pruning, to be saved in a folder.
 11.000000 {'loss': '3.5', 'loss_open': '3.9', 'loss_closed': '3.5', 'epoch': '0.1'}

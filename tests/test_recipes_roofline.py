@@ -3,12 +3,12 @@
 import importlib
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+from project import RECIPES
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -19,7 +19,7 @@ FLOAT = 4  # bytes
 
 @pytest.fixture
 def roofline(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "recipes")
+    monkeypatch.syspath_prepend(RECIPES)
     return importlib.import_module("roofline")
 
 

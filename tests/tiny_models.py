@@ -45,9 +45,9 @@ from transformers import (
 )
 
 from updp_hf import Form, Plan, UPDPForImageClassification, find_sites, gate_, merge
-from updp_hf.core.gate import gates
-from updp_hf.inputs import example_inputs_of, logits_of
-from updp_hf.layout_updp import get_slot
+from updp_hf.core.gates.gate import gates
+from updp_hf.model.layout_updp import get_slot
+from updp_hf.surgery.model_io import example_inputs_of, logits_of
 
 CLASSES = 5
 SIZE = (33, 47)

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from updp_hf import Plan, UPDPTrainer, UPDPTrainingArguments, find_sites
-from updp_hf.core.gate import gates
+from updp_hf.core.gates.gate import gates
 
 CLASSES = 4
 STEPS = 8

@@ -8,26 +8,26 @@ from importlib.metadata import version
 
 from transformers import AutoConfig, AutoModelForImageClassification
 
-import updp_hf.timm_models  # noqa: F401  # registers
-from updp_hf.calibration import calibrate_, recalibrate_batch_norms_
-from updp_hf.callback import UPDPCallback
-from updp_hf.configuration_updp import UPDPConfig
-from updp_hf.core.budget import Budget
-from updp_hf.core.closable import register_closable
+import updp_hf.hub.timm_models  # noqa: F401  # registers
 from updp_hf.core.cost import LatencyTable
-from updp_hf.core.plan import Plan
-from updp_hf.core.policy import ramp
-from updp_hf.core.sites import Form, Site
-from updp_hf.hub import HubError, push_folder
-from updp_hf.merging import merge
-from updp_hf.metrics import Accuracy, TopKAccuracy, compute_accuracy
-from updp_hf.modeling_updp import UPDPForImageClassification
+from updp_hf.core.graph.roles import register_closable
+from updp_hf.core.plan.budget import Budget
+from updp_hf.core.plan.plan import Plan
+from updp_hf.core.plan.site import Form, Site
+from updp_hf.core.schedule import ramp
+from updp_hf.hub.push import HubError, push_folder
+from updp_hf.model.configuration_updp import UPDPConfig
+from updp_hf.model.modeling_updp import UPDPForImageClassification
 from updp_hf.prune import prune
-from updp_hf.report import Report
-from updp_hf.supernet import SupernetTrainer
-from updp_hf.surgery import close_, find_sites, gate_
-from updp_hf.trainer import UPDPTrainer
-from updp_hf.training_args import UPDPTrainingArguments
+from updp_hf.reporting.report import Report
+from updp_hf.surgery.calibrate import calibrate_, recalibrate_batch_norms_
+from updp_hf.surgery.find import close_, find_sites, gate_
+from updp_hf.surgery.merge import merge
+from updp_hf.training.arguments import UPDPTrainingArguments
+from updp_hf.training.callback import UPDPCallback
+from updp_hf.training.metrics import Accuracy, TopKAccuracy, compute_accuracy
+from updp_hf.training.supernet import SupernetTrainer
+from updp_hf.training.trainer import UPDPTrainer
 
 __all__ = [
     "Accuracy",

@@ -16,16 +16,13 @@ from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, logging
 
-from updp_hf.card import CARD_NAME, add_card, is_generated, write_card
-from updp_hf.checkpoints import gated_model_in
 from updp_hf.core.cost import measure_latency
-from updp_hf.core.sites import DEFAULT_FORM, Form
-from updp_hf.export import export_onnx
-from updp_hf.files import save_merged
-from updp_hf.hub import push_folder
-from updp_hf.inputs import example_inputs_of
-from updp_hf.merging import merge
-from updp_hf.report import (
+from updp_hf.core.plan.site import DEFAULT_FORM, Form
+from updp_hf.deployment.onnx import export_onnx
+from updp_hf.hub.folder import save_merged
+from updp_hf.hub.push import push_folder
+from updp_hf.reporting.card import CARD_NAME, add_card, is_generated, write_card
+from updp_hf.reporting.report import (
     REPORT_NAME,
     Report,
     latency_facts,
@@ -35,8 +32,11 @@ from updp_hf.report import (
     side_by_side,
     speed_ups,
 )
-from updp_hf.sites_table import few, sites_table
-from updp_hf.surgery import plan_of, without_gates
+from updp_hf.reporting.sites_table import few, sites_table
+from updp_hf.surgery.find import plan_of, without_gates
+from updp_hf.surgery.merge import merge
+from updp_hf.surgery.model_io import example_inputs_of
+from updp_hf.training.checkpoints import gated_model_in
 
 __all__ = ["main"]
 

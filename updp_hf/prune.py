@@ -7,17 +7,17 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from updp_hf.calibration import calibrate_, correct_head_, recalibrate_batch_norms_
-from updp_hf.core.budget import Budget
 from updp_hf.core.cost import LatencyTable
-from updp_hf.core.plan import Plan
-from updp_hf.core.sites import DEFAULT_FORM, Form, Site
-from updp_hf.inputs import base_model_of, check_batches, model_inputs
-from updp_hf.merging import merge
-from updp_hf.scoring import divergence, log_probabilities
-from updp_hf.selection import demand_of, select
-from updp_hf.selectors import selector_by_name
-from updp_hf.surgery import gate_, require_sites, site_gates
+from updp_hf.core.plan.budget import Budget
+from updp_hf.core.plan.plan import Plan
+from updp_hf.core.plan.site import DEFAULT_FORM, Form, Site
+from updp_hf.selection.choose import demand_of, select
+from updp_hf.selection.scores import divergence, log_probabilities
+from updp_hf.selection.selectors import selector_by_name
+from updp_hf.surgery.calibrate import calibrate_, correct_head_, recalibrate_batch_norms_
+from updp_hf.surgery.find import gate_, require_sites, site_gates
+from updp_hf.surgery.merge import merge
+from updp_hf.surgery.model_io import base_model_of, check_batches, model_inputs
 
 __all__ = ["prune"]
 

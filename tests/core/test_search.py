@@ -4,10 +4,10 @@ import random
 
 import pytest
 
-from updp_hf.core.budget import Demand
-from updp_hf.core.plan import PlanError
+from updp_hf.core.plan.budget import Demand
+from updp_hf.core.plan.plan import PlanError
 from updp_hf.core.search import search
-from updp_hf.scoring import ScoreHistory
+from updp_hf.selection.scores import ScoreHistory
 
 
 class Fitness:

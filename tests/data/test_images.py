@@ -16,7 +16,7 @@ from transformers import TrainerState
 
 from updp_hf.data.callbacks import BrokenImagesCallback, EpochCallback
 from updp_hf.data.images import NO_LABEL, SEED, ImageDataset, ImageSubset
-from updp_hf.origin import dataset_facts
+from updp_hf.reporting.provenance import dataset_facts
 
 
 def to_tensor(image):

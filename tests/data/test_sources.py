@@ -101,7 +101,7 @@ def test_sets_made_here_are_asked_for_as_the_arguments_say(monkeypatch, name, st
         asked.append(args)
         return datasets.DatasetDict({"train": a_set([0, 1], named(2)), "test": a_set([1], named(2))})
 
-    monkeypatch.setitem(__import__("sys").modules, f"updp_hf.data.{name}", type("Made", (), {name: make}))
+    monkeypatch.setitem(__import__("sys").modules, f"updp_hf.data.made_here.{name}", type("Made", (), {name: make}))
     args = DataArguments(dataset=name, num_glyphs=7, glyph_resolution=9, streaming=streaming)
     splits = load_splits(args, seed=3)
     assert asked == [(3,) if name == "digits" else (7, 9, 3)]

@@ -5,12 +5,12 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from project import ROOT
 from tiny_training import CLASSES, RandomImages, trainer, vit
 from transformers import (
     AutoImageProcessor,
@@ -22,11 +22,10 @@ from transformers import (
 )
 
 from updp_hf import UPDPForImageClassification, cli
-from updp_hf.export import export_onnx
-from updp_hf.hub import push_folder
-from updp_hf.report import Report
+from updp_hf.deployment.onnx import export_onnx
+from updp_hf.hub.push import push_folder
+from updp_hf.reporting.report import Report
 
-ROOT = Path(__file__).parent.parent.parent
 NAMES = ("vit", "resnet")
 OF_THE_RECIPE = ("vit", "convnext", "mobilenetv2", "resnet")
 FROM_TIMM = ("mobilenetv2", "resnet")

@@ -14,9 +14,9 @@ from tiny_training import logits
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTImageProcessor
 
 from updp_hf import UPDPForImageClassification
-from updp_hf.card import CARD_NAME, render_card
-from updp_hf.hub import push_folder
-from updp_hf.report import REPORT_NAME, Report
+from updp_hf.hub.push import push_folder
+from updp_hf.reporting.card import CARD_NAME, render_card
+from updp_hf.reporting.report import REPORT_NAME, Report
 
 STRAYS = {
     "optimizer.pt": b"PK",

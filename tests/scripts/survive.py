@@ -20,8 +20,8 @@ import transformers
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from transformers import ViTConfig
 
-from updp_hf.checkpoints import last_checkpoint
-from updp_hf.recipe import prepare, prune, recipe_arguments
+from updp_hf.recipe.run import prepare, prune, recipe_arguments
+from updp_hf.training.checkpoints import last_checkpoint
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "deit_tiny.py"
 STEPS, RAMP_END = 12, 6

@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tiny_training import RandomImages, trainer, vit, weights
 
-import updp_hf.trainer
-from updp_hf.surgery import plan_of
+import updp_hf.training.trainer
+from updp_hf.surgery.find import plan_of
 
 RUNS = {
     "batch-norm": {},
@@ -29,7 +29,7 @@ def main(folder: Path, batch_size: int) -> None:
     transformers.logging.set_verbosity_error()
     rank = PartialState(cpu=True).process_index
     pushed: list[Path] = []
-    updp_hf.trainer.push_folder = lambda folder, *_, **__: pushed.append(folder)
+    updp_hf.training.trainer.push_folder = lambda folder, *_, **__: pushed.append(folder)
     for name, changes in RUNS.items():
         pushed.clear()
         # Each process has a folder of its own, so that it shows who writes. That of the main process is the result.

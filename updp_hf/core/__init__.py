@@ -1,1 +1,1 @@
-"""The method itself: algebra, graph, sites, plans, policies, fits and costs. Needs torch alone."""
+"""The method as mathematics: it needs torch and the layout of merged models, nothing else."""

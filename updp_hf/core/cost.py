@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_flop_formula
 
-from updp_hf.core.modes import evaluation
+from updp_hf.core.gates.contexts import evaluation
 
 __all__ = ["LatencyTable", "count_macs", "count_parameters", "macs_by_module", "measure_latency"]
 

@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable, Sequence
 from itertools import islice
 
-from updp_hf.core.budget import Choice, Demand
+from updp_hf.core.plan.budget import Choice, Demand
 
 __all__ = ["Fitness", "search"]
 

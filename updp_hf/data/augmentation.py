@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import TimmWrapperImageProcessor, default_data_collator
 
 from updp_hf.data.images import SEED, Transform
+from updp_hf.data.processors import data_config_of
 from updp_hf.data.randomness import random_states_kept, seed_of
-from updp_hf.processors import data_config_of
 
 __all__ = ["AugmentationArguments", "Mix", "eval_transform", "inputs_of", "train_transform"]
 

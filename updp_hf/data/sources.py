@@ -138,10 +138,10 @@ def _load(args: DataArguments, seed: int) -> AnySplits:
 
 def _made_here(args: DataArguments, seed: int) -> datasets.DatasetDict:
     if args.dataset == "digits":
-        from updp_hf.data.digits import digits  # scikit-learn is not installed everywhere
+        from updp_hf.data.made_here.digits import digits  # scikit-learn is not installed everywhere
 
         return digits(seed)
-    from updp_hf.data.glyphs import glyphs
+    from updp_hf.data.made_here.glyphs import glyphs
 
     return glyphs(args.num_glyphs, args.glyph_resolution, seed)
 

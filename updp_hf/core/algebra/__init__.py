@@ -1,0 +1,1 @@
+"""Affine maps: reading them off modules, composing them, fitting them, writing them back."""

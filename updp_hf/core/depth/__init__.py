@@ -1,0 +1,1 @@
+"""The sites of depth pruning: one kind in each file."""

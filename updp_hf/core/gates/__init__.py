@@ -1,0 +1,1 @@
+"""Modules that blend what the checkpoint has in a slot with what the pruned model will have."""

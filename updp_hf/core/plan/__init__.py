@@ -1,0 +1,1 @@
+"""What can be pruned, what is to be pruned, and how much."""

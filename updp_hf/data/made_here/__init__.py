@@ -1,0 +1,1 @@
+"""Images that need no download."""

@@ -1,0 +1,1 @@
+"""Ways to run a merged model without PyTorch, and how fast they are."""

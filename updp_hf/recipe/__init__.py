@@ -1,0 +1,1 @@
+"""What the recipes share: the straight line from a checkpoint to a merged model, on the command line."""

@@ -1,0 +1,1 @@
+"""What is told of a run: its facts, tables, pictures and the model card."""

@@ -1,0 +1,1 @@
+"""Which sites to prune: budgets, selectors and the scores that they go by."""

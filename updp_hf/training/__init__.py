@@ -1,0 +1,1 @@
+"""The Trainer that prunes, and what it needs."""
