@@ -18,11 +18,10 @@ from updp_hf.core.depth.finder import find
 from updp_hf.core.gates.gate import Blend, Bypass, Gate, Landing, Shortcut, gates
 from updp_hf.core.graph.calls import stock_modules, trace
 from updp_hf.core.graph.structure import Structure
-from updp_hf.core.plan.plan import PlanError
 from updp_hf.core.plan.site import Site
+from updp_hf.errors import MergeError, PlanError
 from updp_hf.model.layout_updp import EndActivation
 from updp_hf.surgery.find import require_sites
-from updp_hf.surgery.merge import MergeError
 from updp_hf.surgery.model_io import example_inputs_of, logits_of, model_inputs
 
 

@@ -15,7 +15,7 @@ from tiny_training import RandomImages, mobilenet, resnet, vit
 from updp_hf import Budget, Form, Plan, UPDPForImageClassification, find_sites, gate_, merge, prune
 from updp_hf.core.cost import count_macs, count_parameters
 from updp_hf.core.plan.budget import Demand
-from updp_hf.core.plan.plan import PlanError
+from updp_hf.errors import PlanError
 from updp_hf.selection.selectors import shuffled
 from updp_hf.surgery.model_io import example_inputs_of, logits_of
 

@@ -15,7 +15,8 @@ from updp_hf.core.plan.budget import Budget
 from updp_hf.core.plan.plan import Plan
 from updp_hf.core.plan.site import Form, Site
 from updp_hf.core.schedule import ramp
-from updp_hf.hub.push import HubError, push_folder
+from updp_hf.errors import HubError
+from updp_hf.hub.push import push_folder
 from updp_hf.model.configuration_updp import UPDPConfig
 from updp_hf.model.modeling_updp import UPDPForImageClassification
 from updp_hf.prune import prune

@@ -19,6 +19,7 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, logging
 from updp_hf.core.cost import measure_latency
 from updp_hf.core.plan.site import DEFAULT_FORM, Form
 from updp_hf.deployment.onnx import export_onnx
+from updp_hf.errors import UPDPError
 from updp_hf.hub.folder import save_merged
 from updp_hf.hub.push import push_folder
 from updp_hf.reporting.card import CARD_NAME, add_card, is_generated, write_card
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warnings.simplefilter("ignore")
     try:
         args.subcommand(args)
-    except (OSError, ValueError, ImportError) as error:
+    except (UPDPError, OSError) as error:
         if args.debug:
             raise
         print(f"updp-hf: {' '.join(str(error).split())}", file=sys.stderr)
@@ -148,7 +149,7 @@ def _sites(args: argparse.Namespace) -> None:
 
 def _merge(args: argparse.Namespace) -> None:
     if (args.output / CONFIG_NAME).exists():
-        raise ValueError(f"{args.output} holds a model already: choose a new folder for the merged one.")
+        raise UPDPError(f"{args.output} holds a model already: choose a new folder for the merged one.")
     gated = gated_model_in(args.checkpoint)
     merged = merge(gated)
     has_processor = (args.checkpoint / IMAGE_PROCESSOR_NAME).is_file()
@@ -168,7 +169,7 @@ def _benchmark(args: argparse.Namespace) -> None:
     kinds = {name: f"{tuple(image.shape[1:])} in {image.dtype}" for name, image in images.items()}
     for name in others:
         if kinds[name] != kinds[first]:
-            raise ValueError(
+            raise UPDPError(
                 f"{name} takes images of {kinds[name]}, {first} of {kinds[first]}: compare models for the same images."
             )
     costs, conditions = measure_costs(models, args.batch_size, args.rounds)
@@ -180,7 +181,7 @@ def _benchmark(args: argparse.Namespace) -> None:
             medians = measure_latency(compiled, inputs, rounds=args.rounds)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"torch.compile fails ({reason}): measure without `--compile`.") from error
+            raise UPDPError(f"torch.compile fails ({reason}): measure without `--compile`.") from error
         latencies = {name: dict(zip(map(str, args.batch_size), medians[name], strict=True)) for name in models}
         for name, seconds in latencies.items():
             rows = latency_facts(seconds) | _faster(latencies[first], seconds)
@@ -212,7 +213,7 @@ def _card(args: argparse.Namespace) -> None:
     report = report_in(args.folder, _load(str(args.folder)))
     card = args.folder / CARD_NAME
     if card.is_file() and not is_generated(card) and not args.force:
-        raise ValueError(f"{card} was edited by hand, so it is left as it is: `--force` writes over it.")
+        raise UPDPError(f"{card} was edited by hand, so it is left as it is: `--force` writes over it.")
     if args.repo_id:
         report = replace(report, metadata={**report.metadata, "repo_id": args.repo_id})
     write_card(report, args.folder, _repo_id(report, args.folder))
@@ -233,12 +234,12 @@ def _push(args: argparse.Namespace) -> None:
 
 def _refuse_below_one(option: str, value: int) -> None:
     if value < 1:
-        raise ValueError(f"{option} is {value}, expected at least 1: give a larger number.")
+        raise UPDPError(f"{option} is {value}, expected at least 1: give a larger number.")
 
 
 def _refuse_no_folder(folder: Path) -> None:
     if not folder.is_dir():
-        raise ValueError(f"There is no folder {folder}, expected that of a merged model: give the one it was saved in.")
+        raise UPDPError(f"There is no folder {folder}, expected that of a merged model: give the one it was saved in.")
 
 
 def _load(name: str) -> PreTrainedModel:
@@ -256,9 +257,9 @@ def _load(name: str) -> PreTrainedModel:
     except _UNLOADABLE as error:
         where = f"the folder {name!r}" if is_folder else f"{name!r}, which is no folder here and was taken for a Hub id"
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise ValueError(f"No image classifier could be loaded from {where}: {reason}. {expected}") from error
+        raise UPDPError(f"No image classifier could be loaded from {where}: {reason}. {expected}") from error
     if lacking := sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}):
-        raise ValueError(f"{name!r} has no weights that fit {few(lacking)} of {type(model).__name__}. {expected}")
+        raise UPDPError(f"{name!r} has no weights that fit {few(lacking)} of {type(model).__name__}. {expected}")
     return model.to("cuda" if torch.cuda.is_available() else "cpu")  # where the Trainer puts it
 
 

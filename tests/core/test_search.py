@@ -5,8 +5,8 @@ import random
 import pytest
 
 from updp_hf.core.plan.budget import Demand
-from updp_hf.core.plan.plan import PlanError
 from updp_hf.core.search import search
+from updp_hf.errors import PlanError
 from updp_hf.selection.scores import ScoreHistory
 
 

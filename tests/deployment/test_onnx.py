@@ -21,7 +21,8 @@ from transformers import (
 
 from updp_hf import Form, Plan, find_sites, gate_
 from updp_hf.deployment import runtimes
-from updp_hf.deployment.onnx import ExportError, OnnxExport, export_onnx
+from updp_hf.deployment.onnx import OnnxExport, export_onnx
+from updp_hf.errors import ExportError
 from updp_hf.surgery.model_io import logits_of
 from updp_hf.training.checkpoints import save_checkpoint
 

@@ -15,7 +15,8 @@ from pushing import FOR_EVER, REPO, assert_holds, contents, model_files
 from tiny_training import logits
 
 from updp_hf import UPDPForImageClassification
-from updp_hf.hub.push import HubError, push_folder
+from updp_hf.errors import HubError
+from updp_hf.hub.push import push_folder
 from updp_hf.reporting.card import CARD_NAME
 
 STEPS = {

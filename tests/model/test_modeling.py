@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification
 
 from updp_hf import Form, Plan, UPDPConfig, UPDPForImageClassification, find_sites, gate_, merge
-from updp_hf.core.plan.plan import PlanError
+from updp_hf.errors import PlanError
 from updp_hf.model.modeling_updp import updp_config
 from updp_hf.surgery.model_io import example_inputs_of, logits_of
 

@@ -26,7 +26,7 @@ from transformers.utils import logging
 
 import updp_hf
 from updp_hf import Plan, Report, UPDPForImageClassification
-from updp_hf.core.plan.plan import PlanError
+from updp_hf.errors import PlanError
 from updp_hf.model.layout_updp import MAX_FEATURES
 from updp_hf.reporting.report import Cost
 

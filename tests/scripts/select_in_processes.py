@@ -16,7 +16,7 @@ from tiny_training import RandomImages, resnet, trainer, vit
 
 import updp_hf.core.cost
 from updp_hf.core.cost import count_parameters
-from updp_hf.core.plan.plan import PlanError
+from updp_hf.errors import PlanError
 
 RUNS = {
     "sensitivity": (resnet, {}),

@@ -14,7 +14,7 @@ from tiny_training import mobilenet, resnet, vit
 from updp_hf import Budget, Plan, close_, gate_, merge
 from updp_hf.core.cost import count_macs, count_parameters
 from updp_hf.core.plan.budget import Demand
-from updp_hf.core.plan.plan import PlanError
+from updp_hf.errors import PlanError
 from updp_hf.selection.choose import ATTEMPTS, demand_of, measure_merged, select
 from updp_hf.selection.selectors import last, least, shuffled
 from updp_hf.surgery.find import require_sites

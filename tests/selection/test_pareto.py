@@ -11,8 +11,8 @@ from tiny_training import RandomImages, vit
 from torch import nn
 
 from updp_hf import Plan, Site, calibrate_, close_, gate_, merge
-from updp_hf.core.plan.plan import PlanError
 from updp_hf.core.plan.site import Form
+from updp_hf.errors import PlanError
 from updp_hf.selection.pareto import Front, Point, fitted_fitness, front_of
 from updp_hf.selection.scores import closeness
 from updp_hf.surgery.find import require_sites

@@ -16,7 +16,7 @@ from torch import nn
 from updp_hf import Budget, Plan, calibrate_, close_, find_sites, gate_, merge
 from updp_hf.core.cost import count_macs, count_parameters
 from updp_hf.core.plan.budget import Demand
-from updp_hf.core.plan.plan import PlanError
+from updp_hf.errors import PlanError
 from updp_hf.selection.choose import demand_of
 from updp_hf.selection.scores import closeness
 from updp_hf.selection.selectors import (

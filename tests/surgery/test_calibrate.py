@@ -9,7 +9,7 @@ from torch import nn
 
 from updp_hf import Form, Plan, calibrate_, find_sites, gate_
 from updp_hf.core.gates.gate import Blend, Landing, gates
-from updp_hf.core.plan.plan import PlanError
+from updp_hf.errors import PlanError
 from updp_hf.model.layout_updp import ChannelBatchNorm, EndActivation
 from updp_hf.surgery import calibrate as calibration
 from updp_hf.surgery.calibrate import recalibrate_batch_norms_

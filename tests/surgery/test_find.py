@@ -7,7 +7,7 @@ from torch import nn
 
 from updp_hf import Form, Plan, close_, find_sites, gate_
 from updp_hf.core.gates.gate import gates
-from updp_hf.core.plan.plan import PlanError
+from updp_hf.errors import PlanError
 from updp_hf.surgery.find import blocks_of, require_sites, set_lambdas_, site_gates
 
 C = 8

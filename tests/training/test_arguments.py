@@ -7,7 +7,7 @@ from tiny_training import arguments, last_two, trainer, vit
 from transformers import HfArgumentParser
 
 from updp_hf import Plan, UPDPTrainingArguments
-from updp_hf.core.plan.plan import PlanError
+from updp_hf.errors import PlanError
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from transformers import (
 
 from updp_hf import UPDPCallback, calibrate_, gate_, merge, ramp
 from updp_hf.core.gates.gate import gates
-from updp_hf.core.plan.plan import PlanError
+from updp_hf.errors import PlanError
 
 
 def by_hand(folder, model, callback, **changes):

@@ -12,7 +12,7 @@ import updp_hf.selection.scores
 import updp_hf.training.supernet
 from updp_hf import Plan, Report, UPDPTrainer, find_sites
 from updp_hf.core.cost import count_macs, count_parameters
-from updp_hf.core.plan.plan import PlanError
+from updp_hf.errors import PlanError
 from updp_hf.selection.scores import ScoreHistory
 from updp_hf.surgery.find import plan_of
 from updp_hf.surgery.model_io import example_inputs_of

@@ -26,8 +26,8 @@ from transformers import TrainerCallback
 
 from updp_hf import Plan, SupernetTrainer, calibrate_, find_sites, gate_
 from updp_hf.core.gates.gate import gates
-from updp_hf.core.plan.plan import PlanError
 from updp_hf.core.schedule import sandwich
+from updp_hf.errors import PlanError
 from updp_hf.surgery.find import close_only_
 from updp_hf.training.arguments import SUPERNET
 from updp_hf.training.checkpoints import save_checkpoint

@@ -53,9 +53,8 @@ from updp_hf import (
 )
 from updp_hf.core.cost import count_parameters
 from updp_hf.core.gates.gate import gates
-from updp_hf.core.plan.plan import PlanError
+from updp_hf.errors import MergeError, PlanError
 from updp_hf.surgery.find import plan_of
-from updp_hf.surgery.merge import MergeError
 from updp_hf.surgery.model_io import example_inputs_of, logits_of
 from updp_hf.training.losses import label_loss
 

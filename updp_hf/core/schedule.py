@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from updp_hf.core.plan.budget import Choice
+from updp_hf.errors import UPDPError
 
 __all__ = ["RAMP_END", "Policy", "Schedule", "anneal", "ramp", "sandwich"]
 
@@ -29,7 +30,7 @@ def ramp(
         ValueError: not 0 <= start <= end <= 1, or an unknown shape.
     """
     if not 0.0 <= start <= end <= 1.0:
-        raise ValueError(
+        raise UPDPError(
             f"The ramp goes from {start} to {end}, expected 0 <= start <= end <= 1 (fractions of training)."
         )
     shapes: dict[str, Callable[[float], float]] = {
@@ -38,7 +39,7 @@ def ramp(
         "constant": lambda p: 0.0,
     }
     if shape not in shapes:
-        raise ValueError(f"The ramp's shape is {shape!r}, expected one of {sorted(shapes)}.")
+        raise UPDPError(f"The ramp's shape is {shape!r}, expected one of {sorted(shapes)}.")
     curve = shapes[shape]
 
     def schedule(progress: float) -> float:
@@ -68,7 +69,7 @@ def sandwich(num_sites: int, *, num_random: int = 2, seed: int = 0) -> Callable[
         ValueError: there are no sites, or `num_random` is negative.
     """
     if num_sites < 1 or num_random < 0:
-        raise ValueError(f"The sandwich rule was given {num_sites} sites and {num_random} random choices.")
+        raise UPDPError(f"The sandwich rule was given {num_sites} sites and {num_random} random choices.")
 
     def settings(step: int) -> list[Choice]:
         generator = random.Random(f"{seed} {step}")

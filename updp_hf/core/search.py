@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 
 from updp_hf.core.plan.budget import Choice, Demand
+from updp_hf.errors import UPDPError
 
 __all__ = ["Fitness", "search"]
 
@@ -43,7 +44,7 @@ def search(
         ValueError: a setting is out of its range.
     """
     if population < 4 or generations < 0 or not 0 <= crossover <= 1 or not 0 < mutation <= 1:
-        raise ValueError(
+        raise UPDPError(
             f"The search has population {population}, {generations} generations, crossover {crossover:g} and mutation "
             f"{mutation:g}, expected a population of 4 or more and probabilities from 0 (mutation above it) to 1."
         )

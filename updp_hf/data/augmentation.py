@@ -17,6 +17,7 @@ from transformers import TimmWrapperImageProcessor, default_data_collator
 from updp_hf.data.images import SEED, Transform
 from updp_hf.data.processors import data_config_of
 from updp_hf.data.randomness import random_states_kept, seed_of
+from updp_hf.errors import UPDPError
 
 __all__ = ["AugmentationArguments", "Mix", "eval_transform", "inputs_of", "train_transform"]
 
@@ -59,18 +60,18 @@ class AugmentationArguments:
         """Check what can be checked without images."""
         for name in ("random_erasing", "horizontal_flip", "mixup_switch_prob"):
             if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"`{name}` is {getattr(self, name)}, expected a probability from 0 to 1.")
+                raise UPDPError(f"`{name}` is {getattr(self, name)}, expected a probability from 0 to 1.")
         for name in ("color_jitter", "mixup", "cutmix"):
             if not getattr(self, name) >= 0.0:
-                raise ValueError(f"`{name}` is {getattr(self, name)}, expected a number that is not negative.")
+                raise UPDPError(f"`{name}` is {getattr(self, name)}, expected a number that is not negative.")
         if not 0.0 < self.min_crop_scale <= 1.0:
-            raise ValueError(f"`min_crop_scale` is {self.min_crop_scale}, expected a fraction above 0 and up to 1.")
+            raise UPDPError(f"`min_crop_scale` is {self.min_crop_scale}, expected a fraction above 0 and up to 1.")
         if self.auto_augment is not None and not _is_policy(self.auto_augment):
-            raise ValueError(
+            raise UPDPError(
                 f"`auto_augment` is {self.auto_augment!r}, expected a policy of timm, such as 'rand-m9-mstd0.5-inc1'."
             )
         if self.interpolation not in _INTERPOLATIONS:
-            raise ValueError(f"`interpolation` is {self.interpolation!r}, expected one of {list(_INTERPOLATIONS)}.")
+            raise UPDPError(f"`interpolation` is {self.interpolation!r}, expected one of {list(_INTERPOLATIONS)}.")
 
     @property
     def mixes(self) -> bool:
@@ -124,7 +125,7 @@ def inputs_of(processor: Any) -> Mapping[str, Any]:
     """
     config = processor.data_config if isinstance(processor, TimmWrapperImageProcessor) else data_config_of(processor)
     if config is None or config["input_size"][0] != 3:
-        raise ValueError(
+        raise UPDPError(
             f"{type(processor).__name__} does not say size, mean and deviation of RGB images as a ViTImageProcessor "
             "does, so images cannot be augmented for it: pass one that does, or a training set with a transform."
         )

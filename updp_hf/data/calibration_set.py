@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import IterableDataset, Subset
 
 from updp_hf.data.images import SEED, ImageDataset, ImageSubset
+from updp_hf.errors import UPDPError
 
 __all__ = ["sample_and_rest"]
 
@@ -28,7 +29,7 @@ def sample_and_rest(dataset: Any, count: int, seed: int) -> tuple[Any, Any]:
         names = [name for name in (SEED,) if name in (plain.column_names or [name])]
         return plain.take(count).remove_columns(names), dataset
     if dataset is None or isinstance(dataset, IterableDataset):
-        raise ValueError(
+        raise UPDPError(
             f"`train_dataset` is {type(dataset).__name__}, but calibration reads some images beforehand: pass a "
             "map-style dataset or a stream of `datasets`, or gate and calibrate the model yourself before building "
             "the trainer."

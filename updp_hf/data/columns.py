@@ -5,6 +5,7 @@ from typing import Any
 import datasets
 
 from updp_hf.data.loading import AnyDataset
+from updp_hf.errors import UPDPError
 
 __all__ = ["check_columns", "has_labels", "with_classes"]
 
@@ -29,7 +30,7 @@ def check_columns(dataset: AnyDataset, image_column: str, label_column: str) -> 
         meant = [column for column, feature in features.items() if could_be(feature)]
         found = f"is {features[name]}" if name in features else f"is not among {sorted(features)}"
         hint = f"{' or '.join(map(repr, meant))} could be meant: set" if meant else "None could be meant: check"
-        raise ValueError(f"The column {name!r} {found}. {hint} `--{option}`.")
+        raise UPDPError(f"The column {name!r} {found}. {hint} `--{option}`.")
 
 
 def _could_be_images(feature: Any) -> bool:
@@ -65,18 +66,18 @@ def with_classes(
     values = {label for part in parts if isinstance(part, datasets.Dataset) for label in part.unique(column)}
     wrong = sorted((label for label in values if label is None or (isinstance(label, int) and label < 0)), key=str)
     if wrong:
-        raise ValueError(f"In the column {column!r} some images have {wrong[0]} for a label: take them out.")
+        raise UPDPError(f"In the column {column!r} some images have {wrong[0]} for a label: take them out.")
     if isinstance(feature, datasets.ClassLabel):
         for part in parts:
             _refuse_other_classes(part.features[column], feature)
         return train, held_out, list(feature.names)
     if any(isinstance(part, datasets.IterableDataset) for part in parts):
-        raise ValueError(
+        raise UPDPError(
             f"The column {column!r} is {feature}, so the classes of a stream are not known: do without `--streaming`."
         )
     is_number = all(isinstance(label, int) for label in values)
     if is_number and (greatest := max(values, default=0)) >= max(len(train), _MOST_CLASSES):
-        raise ValueError(
+        raise UPDPError(
             f"The column {column!r} goes up to {greatest} for {len(train)} images, which are no class numbers: set "
             "`--label_column_name`."
         )
@@ -87,7 +88,7 @@ def with_classes(
 
 def _refuse_other_classes(found: Any, expected: datasets.ClassLabel) -> None:
     if not isinstance(found, datasets.ClassLabel) or list(found.names) != list(expected.names):
-        raise ValueError(
+        raise UPDPError(
             f"The images to evaluate on have the classes {getattr(found, 'names', found)}, those to train on "
             f"{expected.names}: both must have the same, in the same order."
         )

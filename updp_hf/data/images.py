@@ -12,6 +12,7 @@ from transformers.utils import logging
 
 from updp_hf.data.randomness import random_states_kept, seed_generators, seed_of
 from updp_hf.data.reading import BrokenImageError, describe_image, read_image
+from updp_hf.errors import UPDPError
 
 __all__ = ["NO_LABEL", "SEED", "ImageDataset", "ImageSubset", "Transform", "check_broken", "warn_of_broken"]
 
@@ -150,7 +151,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
             image = self._read(index, row[self._columns[0]])
             if image is not None:
                 return image, row[self._columns[1]]
-        raise ValueError(
+        raise UPDPError(
             f"None of the {len(self)} images can be read, the last of them {describe_image(row[self._columns[0]])}: "
             "is the data complete, and is the column that of the images?"
         )
@@ -180,7 +181,7 @@ def check_broken(broken: int, read: int) -> None:
         ValueError: of at least 1,000 images read, more than a tenth are broken.
     """
     if read >= _ENOUGH and broken > _TOLERATED * read:
-        raise ValueError(
+        raise UPDPError(
             f"{broken} of {read} images read are broken, expected at most a tenth: is the data complete, and is the "
             "column that of the images?"
         )

@@ -9,6 +9,8 @@ from datasets.exceptions import DatasetsError
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # exported lazily
 
+from updp_hf.errors import UPDPError
+
 __all__ = ["AnyDataset", "AnySplits", "from_folder", "from_hub", "streamed"]
 
 AnyDataset: TypeAlias = datasets.Dataset | datasets.IterableDataset
@@ -37,7 +39,7 @@ def from_folder(folder: Path, *, train_split: str, streaming: bool) -> AnySplits
         ValueError: it is neither.
     """
     if not folder.is_dir():
-        raise ValueError(f"`--data_dir` is {folder}, which is no folder: give {_LOCAL}.")
+        raise UPDPError(f"`--data_dir` is {folder}, which is no folder: give {_LOCAL}.")
     is_dict = (folder / "dataset_dict.json").is_file()
     if is_dict or (folder / "dataset_info.json").is_file():
         saved = datasets.load_from_disk(str(folder))
@@ -46,7 +48,7 @@ def from_folder(folder: Path, *, train_split: str, streaming: bool) -> AnySplits
     try:
         return datasets.load_dataset("imagefolder", data_dir=str(folder), streaming=streaming)
     except (OSError, ValueError, DatasetsError) as error:
-        raise ValueError(
+        raise UPDPError(
             f"No images could be loaded from {folder} ({_first_line(error)}): expected train/ and validation/, val/ or "
             "test/, and in these a folder of images for each class."
         ) from error

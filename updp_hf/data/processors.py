@@ -8,6 +8,8 @@ from transformers import BitImageProcessor, TimmWrapperImageProcessor
 from transformers.image_utils import PILImageResampling
 from transformers.utils import logging
 
+from updp_hf.errors import UPDPError
+
 __all__ = ["data_config_of", "ordinary_processor"]
 
 logger = logging.get_logger(__name__)
@@ -59,7 +61,7 @@ def _arguments(data_config: Mapping[str, Any]) -> dict[str, Any]:
     scaled = [math.floor(edge / data_config["crop_pct"]) for edge in (height, width)]
     crop_mode, interpolation = data_config["crop_mode"], data_config["interpolation"]
     if interpolation not in _RESAMPLE:
-        raise ValueError(
+        raise UPDPError(
             f"timm resizes the images by {interpolation!r}, but an ordinary processor knows {sorted(_RESAMPLE)}: save "
             "one of your own beside the model."
         )
@@ -68,7 +70,7 @@ def _arguments(data_config: Mapping[str, Any]) -> dict[str, Any]:
     elif crop_mode == "center" and height == width:
         size = {"shortest_edge": scaled[0]}
     else:
-        raise ValueError(
+        raise UPDPError(
             f"timm crops the images by {crop_mode!r} to {height} × {width}, but an ordinary processor knows 'center' "
             "for squares and 'squash': save one of your own beside the model."
         )

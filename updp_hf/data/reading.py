@@ -9,6 +9,8 @@ import datasets
 import numpy as np
 import PIL.Image
 
+from updp_hf.errors import UPDPError
+
 __all__ = ["BrokenImageError", "describe_image", "read_image"]
 
 _UNREADABLE = (
@@ -29,7 +31,7 @@ _UNREADABLE = (
 _WHITE = (255, 255, 255, 255)
 
 
-class BrokenImageError(ValueError):
+class BrokenImageError(UPDPError):
     """An image that cannot be read."""
 
 
@@ -49,7 +51,7 @@ def read_image(value: Any) -> PIL.Image.Image:
     try:
         image = datasets.Image().decode_example(_with_bytes(value))
         if image is None:
-            raise ValueError("there is none")
+            raise UPDPError("there is none")
         return _to_rgb(image)
     except _UNREADABLE as error:
         reason = "its format is not known" if isinstance(error, PIL.UnidentifiedImageError) else str(error)

@@ -9,6 +9,7 @@ import numpy as np
 
 from updp_hf.data.columns import check_columns, has_labels, with_classes
 from updp_hf.data.loading import AnyDataset, AnySplits, from_folder, from_hub, streamed
+from updp_hf.errors import UPDPError
 
 __all__ = ["DataArguments", "Splits", "load_splits"]
 
@@ -72,15 +73,15 @@ class DataArguments:
         (sources,) = self.ALTERNATIVES
         given = [f"`{name}`" for name in sources if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(
+            raise UPDPError(
                 f"Of `dataset`, `dataset_name` and `data_dir`, {' and '.join(given) or 'none'} is given: give one."
             )
         if self.dataset is not None and self.dataset not in MADE_HERE:
-            raise ValueError(f"`dataset` is {self.dataset!r}, expected one of {list(MADE_HERE)}.")
+            raise UPDPError(f"`dataset` is {self.dataset!r}, expected one of {list(MADE_HERE)}.")
         for name in ("max_train_samples", "max_eval_samples", "num_glyphs", "glyph_resolution"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"`{name}` is {value}, expected at least 1.")
+                raise UPDPError(f"`{name}` is {value}, expected at least 1.")
 
 
 class Splits(NamedTuple):
@@ -110,7 +111,7 @@ def load_splits(args: DataArguments, seed: int, *, first_step: int = 0) -> Split
     """
     found = {name: _with_known_features(split) for name, split in _load(args, seed).items()}
     if args.train_split not in found:
-        raise ValueError(f"There is no split {args.train_split!r}, but {sorted(found)}: choose with `--train_split`.")
+        raise UPDPError(f"There is no split {args.train_split!r}, but {sorted(found)}: choose with `--train_split`.")
     check_columns(found[args.train_split], args.image_column_name, args.label_column_name)
     train = found[args.train_split]
     held_out = _to_evaluate_on(found, args)
@@ -150,10 +151,10 @@ def _to_evaluate_on(found: AnySplits, args: DataArguments) -> AnyDataset | None:
     """Return the images to evaluate on, None if no split is for that."""
     if args.eval_split is not None:
         if args.eval_split not in found:
-            raise ValueError(f"There is no split {args.eval_split!r}, but {sorted(found)}: choose with `--eval_split`.")
+            raise UPDPError(f"There is no split {args.eval_split!r}, but {sorted(found)}: choose with `--eval_split`.")
         check_columns(found[args.eval_split], args.image_column_name, args.label_column_name)
         if not has_labels(found[args.eval_split], args.label_column_name):
-            raise ValueError(f"The images of {args.eval_split!r} have no labels: choose another with `--eval_split`.")
+            raise UPDPError(f"The images of {args.eval_split!r} have no labels: choose another with `--eval_split`.")
         return found[args.eval_split]
     names = (name for name in _HELD_OUT if name in found and name != args.train_split)
     return next((found[name] for name in names if has_labels(found[name], args.label_column_name)), None)
@@ -162,12 +163,12 @@ def _to_evaluate_on(found: AnySplits, args: DataArguments) -> AnyDataset | None:
 def _parted(train: AnyDataset, args: DataArguments, seed: int) -> tuple[AnyDataset, AnyDataset]:
     """Return nine tenths of the images and the tenth that is held out."""
     if isinstance(train, datasets.IterableDataset):
-        raise ValueError(
+        raise UPDPError(
             "There is no split to evaluate on, and a stream cannot be parted: choose with `--eval_split`, or do "
             "without `--streaming`."
         )
     if len(train) < 2:
-        raise ValueError(f"There are {len(train)} images, of which none can be held out: give more.")
+        raise UPDPError(f"There are {len(train)} images, of which none can be held out: give more.")
     parts = train.train_test_split(_TENTH, seed=seed, stratify_by_column=_stratum(train, args.label_column_name))
     return parts["train"], parts["test"]
 

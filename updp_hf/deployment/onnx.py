@@ -14,7 +14,6 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Pr
 from transformers.utils import CONFIG_NAME, logging
 
 from updp_hf.deployment.runtimes import (
-    ExportError,
     OnnxLibraries,
     OnnxSession,
     first_line,
@@ -23,10 +22,11 @@ from updp_hf.deployment.runtimes import (
     runtimes_of,
     write_onnx,
 )
+from updp_hf.errors import ExportError
 from updp_hf.reporting.report import device_name, latency_facts
 from updp_hf.surgery.model_io import image_shape_of, logits_of
 
-__all__ = ["ExportError", "OnnxExport", "export_onnx"]
+__all__ = ["OnnxExport", "export_onnx"]
 
 logger = logging.get_logger(__name__)
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from updp_hf.core.cost import measure_latency
+from updp_hf.errors import ExportError, MissingLibraryError
 from updp_hf.surgery.model_io import logits_of
 
 __all__ = [
-    "ExportError",
     "OnnxLibraries",
     "OnnxSession",
     "first_line",
@@ -30,10 +30,6 @@ logger = logging.get_logger(__name__)
 LARGEST_FILE = 2**31 - 2**26
 """Bytes of weights that one file may hold: protobuf ends at 2 GB, and the graph needs some of it."""
 EAGER, COMPILED, RUNTIME = "PyTorch eager", "PyTorch compiled", "ONNX Runtime"
-
-
-class ExportError(ValueError):
-    """The model cannot be exported, or the exported file does not compute what the model does."""
 
 
 class OnnxLibraries(NamedTuple):
@@ -53,7 +49,7 @@ def onnx_libraries() -> OnnxLibraries:
         import_module("onnxscript")  # torch uses it
         return OnnxLibraries(import_module("onnx"), import_module("onnxruntime"))
     except ImportError as error:
-        raise ImportError(
+        raise MissingLibraryError(
             f"Exporting to ONNX needs onnx, onnxscript and onnxruntime ({error}): `pip install 'updp-hf[onnx]'`."
         ) from error
 

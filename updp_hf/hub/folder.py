@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_INDEX_NAME
 
 from updp_hf.data.processors import ordinary_processor
+from updp_hf.errors import UPDPError
 from updp_hf.reporting.card import CARD_NAME, PICTURES, add_card
 from updp_hf.reporting.report import REPORT_NAME, WEIGHTS_NAMES, Report, digest_of_weights
 from updp_hf.training.checkpoints import is_training_checkpoint
@@ -34,9 +35,9 @@ def refuse_occupied(folder: str | Path, base: nn.Module) -> None:
     """
     source = str(getattr(getattr(base, "config", None), "_name_or_path", "") or "")
     if source and (Path(source) / CONFIG_NAME).is_file() and Path(source).resolve() == Path(folder).resolve():
-        raise ValueError(f"The output folder is {folder}, where the checkpoint itself lies: choose another folder.")
+        raise UPDPError(f"The output folder is {folder}, where the checkpoint itself lies: choose another folder.")
     if is_training_checkpoint(folder):
-        raise ValueError(f"The output folder is {folder}, which holds a training checkpoint: choose another folder.")
+        raise UPDPError(f"The output folder is {folder}, which holds a training checkpoint: choose another folder.")
 
 
 def save_merged(merged: nn.Module, folder: Path, processing_class: Any, report: Report, repo_id: str) -> None:
@@ -55,7 +56,7 @@ def save_merged(merged: nn.Module, folder: Path, processing_class: Any, report: 
         ValueError: the model is no transformers model.
     """
     if not isinstance(merged, PreTrainedModel):
-        raise ValueError(
+        raise UPDPError(
             f"{type(merged).__name__} is no transformers model, so there is no configuration to save it with: load it "
             "through AutoModelForImageClassification, which wraps timm models, and prune that."
         )

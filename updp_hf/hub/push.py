@@ -20,22 +20,19 @@ from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # exporte
 from transformers import AutoModelForImageClassification, PreTrainedModel
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, cached_file, logging
 
+from updp_hf.errors import HubError, UPDPError
 from updp_hf.hub.folder import MERGED_FILES, save_processor
 from updp_hf.model.modeling_updp import UPDPForImageClassification
 from updp_hf.reporting.card import CARD_NAME, PICTURES, add_card, is_generated
 from updp_hf.reporting.report import REPORT_NAME, Report, report_in
 from updp_hf.training.checkpoints import is_training_checkpoint
 
-__all__ = ["HubError", "push_folder", "push_model"]
+__all__ = ["push_folder", "push_model"]
 
 logger = logging.get_logger(__name__)
 
 ATTEMPTS = 3
 """How often a push begins anew because somebody else's came in between."""
-
-
-class HubError(ValueError):
-    """The Hub did not take the model. What lies on disk is as it was."""
 
 
 def push_folder(
@@ -134,13 +131,13 @@ def _loaded(folder: Path) -> PreTrainedModel:
     """Load the model that is to be published: what does not load here loads nowhere."""
     is_merged = (folder / CONFIG_NAME).is_file() and not is_training_checkpoint(folder)
     if not is_merged:
-        raise ValueError(
+        raise UPDPError(
             f"{folder} holds no pruned model, expected the files that `UPDPTrainer.save_model` or `save_pretrained` "
             "writes: for a training checkpoint, run `updp-hf merge` first."
         )
     model: PreTrainedModel = AutoModelForImageClassification.from_pretrained(folder)
     if not isinstance(model, UPDPForImageClassification) and not (folder / REPORT_NAME).is_file():
-        raise ValueError(
+        raise UPDPError(
             f"{folder} holds a {type(model).__name__} that updp_hf has not pruned: push it by its own `push_to_hub`."
         )
     return model

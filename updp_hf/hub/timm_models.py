@@ -11,6 +11,7 @@ from transformers import AutoImageProcessor
 from transformers.utils import logging
 
 from updp_hf.data.processors import data_config_of
+from updp_hf.errors import UPDPError
 from updp_hf.model.configuration_updp import UPDPConfig
 from updp_hf.model.modeling_updp import UPDPForImageClassification
 
@@ -93,7 +94,7 @@ def _source(pretrained_cfg: Any, cache_dir: Any) -> _Source:
         return _Source(name, {"cache_dir": cache_dir, **({"revision": revision} if revision else {})})
     if noted.get("file"):
         return _Source(str(noted["file"]), {})
-    raise ValueError(
+    raise UPDPError(
         "'updp' is no network by itself: say which pruned model you want, as in "
         "`timm.create_model('hf-hub:user/model')` or `timm.create_model('local-dir:folder')`."
     )
@@ -103,7 +104,7 @@ def _config(source: _Source) -> UPDPConfig:
     config: UPDPConfig = UPDPConfig.from_pretrained(source.name, **source.options)
     model_type = (config.base_config or {}).get("model_type")
     if config.base_config and model_type != "timm_wrapper":
-        raise ValueError(
+        raise UPDPError(
             f"{source.name} is a pruned {model_type!r} of transformers, not a network of timm: load it through "
             "`AutoModelForImageClassification.from_pretrained`."
         )
@@ -122,17 +123,17 @@ def _check(kwargs: Mapping[str, Any], overlay: Mapping[str, Any] | None, channel
     """
     wrong = [name for name in kwargs if name not in (*_RATES, "in_chans")]
     if wrong:
-        raise ValueError(
+        raise UPDPError(
             f"A pruned model cannot be built with other {', '.join(wrong)} than it was pruned with: give `num_classes` "
             f"and {', '.join(_RATES)} only."
         )
     if kwargs.get("in_chans", channels) != channels:
-        raise ValueError(
+        raise UPDPError(
             f"The pruned model takes images of {channels} channels, not of {kwargs['in_chans']}: leave out `in_chans`."
         )
     places = [name for name in overlay or {} if name in _SOURCES]
     if places:
-        raise ValueError(
+        raise UPDPError(
             f"The weights of a pruned model lie beside its configuration: leave out {', '.join(places)} in the overlay."
         )
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from .layout_updp import MAX_FEATURES, short
+from .layout_updp import MAX_FEATURES, UPDPError, short
 
 __all__ = ["FLOATING_DTYPES", "data_fields", "one_line", "refuse_unsafe", "refuse_unsafe_base", "unreadable"]
 
@@ -75,7 +75,7 @@ def refuse_unsafe(document: Mapping[str, Any]) -> None:
     _refuse_foreign({name: value for name, value in document.items() if name != "auto_map"})
     labels = document.get("num_labels")
     if labels is not None and not (type(labels) is int and 0 < labels <= MAX_CLASSES):
-        raise ValueError(
+        raise UPDPError(
             f"The configuration has num_labels = {short(labels)}, expected a number from 1 to {MAX_CLASSES}: the file "
             "is damaged, download it again."
         )
@@ -93,7 +93,7 @@ def refuse_unsafe_base(base: Mapping[str, Any]) -> None:
     arguments = base.get("model_args")
     unsafe = _OTHER_FILES & set(arguments if isinstance(arguments, dict) else {})
     if unsafe:
-        raise ValueError(
+        raise UPDPError(
             f"The base configuration asks to load other files ({', '.join(sorted(unsafe))}), which a merged model "
             "never needs: do not use this model."
         )
@@ -127,7 +127,7 @@ def _refuse_deep(document: Mapping[str, Any]) -> None:
             for inner in (value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ())
         ]
     if level:
-        raise ValueError(
+        raise UPDPError(
             f"The configuration is nested more than {MAX_DEPTH} levels deep: the file is damaged, download it again."
         )
 
@@ -137,18 +137,18 @@ def _refuse_foreign(fields: Mapping[str, Any]) -> None:
     given = {name for name in _OTHER_MODELS & set(fields) if fields[name] is not None}
     foreign = sorted(name for name in given if not (name.startswith("use_") and fields[name] is False))
     if foreign:
-        raise ValueError(
+        raise UPDPError(
             f"The configuration asks for other models or code ({', '.join(foreign)}), which a merged model never "
             "needs: do not use this model."
         )
     for name, value in fields.items():
         if str(name).endswith("_implementation") and value not in _IMPLEMENTATIONS:
-            raise ValueError(
+            raise UPDPError(
                 f"The configuration has {name} = {short(value)}, which may be code from elsewhere, expected one of "
                 f"{_IMPLEMENTATIONS}: choose another one as an argument of `from_pretrained`."
             )
         if name in ("dtype", "torch_dtype") and value is not None and not _is_floating(value):
-            raise ValueError(
+            raise UPDPError(
                 f"The configuration has {name} = {short(value)}, expected one of {FLOATING_DTYPES}: the file is "
                 "damaged, download it again."
             )
@@ -157,7 +157,7 @@ def _refuse_foreign(fields: Mapping[str, Any]) -> None:
             and value is not None
             and not (isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9_.]+", value))
         ):
-            raise ValueError(
+            raise UPDPError(
                 f"The base configuration has architecture = {short(value)}, expected the plain name of a timm model: "
                 "do not use this model."
             )
@@ -178,7 +178,7 @@ def _refuse_absurd(name: str, value: Any) -> None:
     numbers = [number for number in _flat(value) if isinstance(number, int | float)]
     too_large = any(abs(number) > largest or number != number for number in numbers)
     if too_large or len(numbers) > MAX_FEATURES or (name in _BLOCKS and sum(numbers) > largest):
-        raise ValueError(
+        raise UPDPError(
             f"The base configuration has {name} = {short(value)}, expected at most {largest}: the file is damaged, "
             "download it again."
         )

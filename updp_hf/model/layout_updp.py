@@ -17,6 +17,7 @@ __all__ = [
     "EndActivation",
     "Mark",
     "Skip",
+    "UPDPError",
     "UnlessMarked",
     "Zero",
     "apply_layout_",
@@ -39,6 +40,11 @@ MAX_FEATURES = 2**16
 
 MAX_KERNEL = 127
 """Largest size, stride, padding or dilation of a kernel that a layout may ask for."""
+
+
+class UPDPError(ValueError):
+    """Whatever this package finds wrong with what it was given; the message is for the user."""
+
 
 _repr = reprlib.Repr()
 _repr.maxstring, _repr.maxdict = 200, 10
@@ -206,7 +212,7 @@ def apply_layout_(model: nn.Module, layout: Mapping[str, Mapping[str, Any]]) -> 
             allocated before the whole layout has been checked.
     """
     if not isinstance(layout, Mapping):
-        raise ValueError(
+        raise UPDPError(
             f"The layout is {short(layout)}, expected what stands in each slot: the file is damaged, download it again."
         )
     for path, spec in layout.items():
@@ -214,7 +220,7 @@ def apply_layout_(model: nn.Module, layout: Mapping[str, Mapping[str, Any]]) -> 
     for path in layout:
         outer = next((p for p in _parents(path) if p in layout and layout[p]["kind"] != "end"), None)
         if outer is not None:
-            raise ValueError(
+            raise UPDPError(
                 f"The layout names the slot {path!r} inside {outer!r}, which it replaces: the file is damaged, "
                 "download it again."
             )
@@ -309,7 +315,7 @@ def _is_pair(pair: Any, smallest: int, largest: int) -> bool:
 def _check(model: nn.Module, path: Any, spec: Any) -> None:
     kind = spec.get("kind") if isinstance(spec, Mapping) else None
     if not isinstance(kind, str) or kind not in _FIELDS:
-        raise ValueError(
+        raise UPDPError(
             f"The layout puts {short(spec)} into the slot {short(path)}, but this version of updp_hf knows the kinds "
             f"{sorted(_FIELDS)}: was the model made by a newer version?"
         )
@@ -318,14 +324,14 @@ def _check(model: nn.Module, path: Any, spec: Any) -> None:
     if kind == "conv2d" and not wrong:
         wrong = _wrong_sizes(spec)
     if wrong or set(spec) != {"kind", *fields}:
-        raise ValueError(
+        raise UPDPError(
             f"The layout of the slot {short(path)} is {short(dict(spec))}, but a {kind!r} needs valid values for "
             f"exactly {sorted(fields)}: the file is damaged, download it again."
         )
     try:
         get_slot(model, path)
     except (KeyError, AttributeError):  # no such slot, or a path that is no text
-        raise ValueError(
+        raise UPDPError(
             f"The layout names the slot {short(path)}, which {type(model).__name__} does not have: does the base "
             "configuration belong to another model?"
         ) from None

@@ -21,7 +21,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from .checks_updp import data_fields, one_line, refuse_unsafe_base, unreadable
 from .configuration_updp import UPDPConfig
-from .layout_updp import apply_layout_, short
+from .layout_updp import UPDPError, apply_layout_, short
 from .weights_updp import HUB_ARGUMENTS, refuse_unlike, stored_weights
 
 __all__ = ["UPDPForImageClassification"]
@@ -110,7 +110,7 @@ class UPDPForImageClassification(PreTrainedModel):
         if not all(heads):
             wrong["mismatched_keys"] = [str(key[0]) for key in info["mismatched_keys"]]
         if wrong:
-            raise ValueError(
+            raise UPDPError(
                 f"The weights in {pretrained_model_name_or_path} do not fit its configuration ("
                 + "; ".join(f"{name.replace('_', ' ')}: {', '.join(keys[:3])}" for name, keys in wrong.items())
                 + "): download the model again, or ask who made it."
@@ -167,12 +167,12 @@ def build_base(config: UPDPConfig) -> PreTrainedModel:
         ValueError: the configuration is not one that can be built.
     """
     if config.is_gated:
-        raise ValueError(
+        raise UPDPError(
             "These are the weights of an unfinished pruning run, not a pruned model: continue it with "
             "`UPDPTrainer.train(resume_from_checkpoint=...)`, then `save_model()`."
         )
     if not config.base_config or config.layout is None:
-        raise ValueError(
+        raise UPDPError(
             "The configuration has no base_config or no layout, so there is no telling what the model looks like: "
             "was the file written by `save_pretrained`?"
         )
@@ -181,7 +181,7 @@ def build_base(config: UPDPConfig) -> PreTrainedModel:
         with _few_modules():
             base = AutoModelForImageClassification.from_config(stock)
     except Exception as error:  # one of hundreds of architectures, given any numbers: no telling what it raises
-        raise ValueError(
+        raise UPDPError(
             f"A {stock.model_type!r} cannot be built from the base configuration ({one_line(error)}): does it need "
             "another version of transformers or timm, or is the file damaged?"
         ) from error
@@ -198,7 +198,7 @@ def _few_modules() -> Iterator[None]:
         nonlocal count
         count += 1
         if count > MAX_MODULES:
-            raise ValueError(f"it has more than {MAX_MODULES} modules")
+            raise UPDPError(f"it has more than {MAX_MODULES} modules")
 
     hook = register_module_module_registration_hook(count_one)
     try:
@@ -213,7 +213,7 @@ def base_config(config: UPDPConfig) -> PreTrainedConfig:
     model_type = fields.pop("model_type", None)
     is_known = isinstance(model_type, str) and model_type in CONFIG_MAPPING and model_type != UPDPConfig.model_type
     if not is_known or CONFIG_MAPPING[model_type] not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
-        raise ValueError(
+        raise UPDPError(
             f"The base model is of type {short(model_type)}, which this version of transformers does not know as an "
             "image classifier: was the model made with a newer version?"
         )

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ADAPTER_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from .checks_updp import FLOATING_DTYPES, one_line
+from .layout_updp import UPDPError
 
 __all__ = ["HUB_ARGUMENTS", "Stored", "refuse_unlike", "stored_weights"]
 
@@ -42,7 +43,7 @@ def stored_weights(source: Any, kwargs: Mapping[str, Any]) -> Stored:
 
     folder = Path(source, hub.get("subfolder", ""))
     if any(folder.glob("shard-*-model-*.safetensors")) or (folder / ADAPTER_CONFIG_NAME).exists():
-        raise ValueError(
+        raise UPDPError(
             f"{source} holds an adapter or parts of a distributed checkpoint, which may be loaded in place of the "
             f"{SAFE_WEIGHTS_NAME} of a merged model: move them to a folder of their own."
         )
@@ -50,7 +51,7 @@ def stored_weights(source: Any, kwargs: Mapping[str, Any]) -> Stored:
     if files[0] is None and (index := find(SAFE_WEIGHTS_INDEX_NAME)) is not None:
         files = [_fetched(source, shard, **hub) for shard in _shards(index)]
     if files[0] is None:
-        raise ValueError(
+        raise UPDPError(
             f"{source} has no {SAFE_WEIGHTS_NAME}, and other formats may hold code, so they are not read: save the "
             "model again with `save_pretrained`."
         )
@@ -80,7 +81,7 @@ def _shards(index: str) -> list[str]:
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
         is_right = False
     if not is_right:
-        raise ValueError(
+        raise UPDPError(
             f"The index {index} is not one of safetensors files that lie beside it: download the model again."
         )
     return names
@@ -92,7 +93,7 @@ def _header(file: str | None) -> Stored:
             slices = {name: weights.get_slice(name) for name in weights.keys()}  # noqa: SIM118 (no mapping)
             return {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
     except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(
+        raise UPDPError(
             f"The weights in {file} cannot be read ({one_line(error)}): download the model again."
         ) from error
 
@@ -106,21 +107,21 @@ def refuse_unlike(model: PreTrainedModel, stored: Stored, source: Any, *, is_new
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         shape, dtype = stored.get(name, (tuple(tensor.shape), None))
         if dtype is not None and tensor.is_floating_point() != (dtype in _FLOATING):
-            raise ValueError(
+            raise UPDPError(
                 f"The weight {name} in {source} is of dtype {dtype}, expected one like {tensor.dtype}: download the "
                 "model again."
             )
         if shape == tuple(tensor.shape):
             values += tensor.numel()
         elif not is_new_head or tuple(tensor.shape) != (model.num_labels, *shape[1:]):
-            raise ValueError(
+            raise UPDPError(
                 f"The weights in {source} do not fit its configuration (mismatched keys: {name} has the shape {shape}, "
                 f"expected {tuple(tensor.shape)}): download the model again, or ask for new classes with "
                 "`ignore_mismatched_sizes=True`."
             )
     in_file = sum(math.prod(shape) for shape, _ in stored.values())
     if values > 2 * in_file + SPARE_VALUES:
-        raise ValueError(
+        raise UPDPError(
             f"The configuration in {source} describes a model of {values} values, but its weights are {in_file}: "
             "download the model again."
         )

@@ -17,6 +17,7 @@ from transformers import (
 from transformers.utils import logging
 
 from updp_hf.data.augmentation import inputs_of
+from updp_hf.errors import AccessError, UPDPError
 from updp_hf.training.checkpoints import appearing_whole
 
 __all__ = ["load_checkpoint", "load_teacher", "refuse_untrained", "save_tiny"]
@@ -67,7 +68,7 @@ def load_checkpoint(
             options |= _drop_path(config, drop_path_rate)
         return AutoModelForImageClassification.from_pretrained(name, **options), processor
     except OSError as error:
-        raise OSError(
+        raise AccessError(
             f"The checkpoint {name} could not be reached ({str(error).splitlines()[0]}): connect, log in if it is "
             "gated, or give the folder of one with `--model_name_or_path`."
         ) from error
@@ -84,7 +85,7 @@ def load_teacher(name: str, labels: Sequence[str], processor: Any) -> PreTrained
     refuse_untrained(name, labels)
     found, expected = ({key: inputs_of(p)[key] for key in ("mean", "std")} for p in (processor, own))
     if found != expected:
-        raise ValueError(
+        raise UPDPError(
             f"The teacher {name} expects images normalised by {expected}, but those of the model have {found}: name a "
             "teacher that was trained with the same."
         )
@@ -98,7 +99,7 @@ def refuse_untrained(name: str, labels: Sequence[str]) -> None:
         ValueError: it is.
     """
     if AutoConfig.from_pretrained(name).num_labels != len(labels):
-        raise ValueError(
+        raise UPDPError(
             f"{name} does not know the {len(labels)} classes of the images, so nothing can be learnt from it: name a "
             "teacher that does with `--teacher_name_or_path`, or set `--distillation none`."
         )
@@ -106,7 +107,7 @@ def refuse_untrained(name: str, labels: Sequence[str]) -> None:
 
 def _refuse_other_order(name: str, known: Sequence[str], labels: Sequence[str]) -> None:
     if list(known) != list(labels) and sorted(known) == sorted(labels):
-        raise ValueError(
+        raise UPDPError(
             f"{name} knows the classes of the images in another order ({known[:3]}… and not {list(labels)[:3]}…): "
             "order the classes of the images like those, for example by `align_labels_with_mapping` of datasets."
         )
@@ -116,7 +117,7 @@ def _drop_path(config: PreTrainedConfig, rate: float) -> dict[str, Any]:
     if isinstance(config, TimmWrapperConfig):
         return {"model_args": {**(config.model_args or {}), "drop_path_rate": rate}}
     if not hasattr(config, "drop_path_rate"):
-        raise ValueError(
+        raise UPDPError(
             f"`drop_path_rate` is {rate}, but a {type(config).__name__} knows no drop path: leave it out, or load the "
             "model from timm."
         )

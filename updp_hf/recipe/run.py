@@ -3,7 +3,6 @@
 import argparse
 import math
 import sys
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from updp_hf.data.callbacks import BrokenImagesCallback
 from updp_hf.data.images import ImageDataset
 from updp_hf.data.sources import DataArguments, Splits, load_splits
 from updp_hf.data.streams import Tally, image_stream
+from updp_hf.errors import UPDPError
 from updp_hf.recipe.command_line import Layer, parse_arguments
 from updp_hf.recipe.pretrained import load_checkpoint, load_teacher, refuse_untrained, save_tiny
 from updp_hf.reporting.report import Report, numbers, side_by_side, speed_ups
@@ -77,7 +77,7 @@ class RecipeArguments(UPDPTrainingArguments):
         if self.global_batch_size < at_once:
             at_once = self.global_batch_size // self.world_size * self.world_size
         if at_once == 0 or self.global_batch_size % at_once:
-            raise ValueError(
+            raise UPDPError(
                 f"`global_batch_size` is {self.global_batch_size}, which {self.world_size} processes with at most "
                 f"{self.per_device_train_batch_size} images at once cannot share out: choose a number of processes, "
                 "and a `per_device_train_batch_size`, that divide it."
@@ -98,16 +98,8 @@ def run(recipe: str, tiny: PreTrainedConfig) -> None:
     try:
         data, augmentation, args = recipe_arguments(Path(recipe))
         prune(prepare(data, augmentation, args, tiny), augmentation)
-    except (ImportError, OSError, ValueError) as error:
-        if not _is_ours(error):
-            raise
+    except UPDPError as error:
         sys.exit(f"{Path(recipe).name}: {error}" if PartialState().is_main_process else 1)
-
-
-def _is_ours(error: Exception) -> bool:
-    """Return whether this package has raised `error`, which then says all there is to say."""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return Path(frame.f_code.co_filename).is_relative_to(Path(__file__).parent)
 
 
 def recipe_arguments(
@@ -126,7 +118,7 @@ def recipe_arguments(
     types = (DataArguments, AugmentationArguments, RecipeArguments)
     data, augmentation, args = parse_arguments(*types, argv=options, under=[recipe.with_suffix(".yaml")], over=over)
     if args.smoke is not is_smoke:
-        raise ValueError("`smoke` is on in a file: give `--smoke` on the command line.")
+        raise UPDPError("`smoke` is on in a file: give `--smoke` on the command line.")
     return data, augmentation, args
 
 
@@ -224,7 +216,7 @@ def refuse_too_few(args: RecipeArguments, train: Any) -> None:
     """
     at_once = args.per_device_train_batch_size * args.world_size
     if not isinstance(train, datasets.IterableDataset) and len(train) < at_once:
-        raise ValueError(
+        raise UPDPError(
             f"There are {len(train)} images to train on, but {args.world_size} processes take {at_once} at once: give "
             "more images, or a smaller `global_batch_size`."
         )
@@ -239,7 +231,7 @@ def set_steps(args: RecipeArguments, count: int | None) -> None:
     if args.max_steps > 0:
         return
     if count is None:
-        raise ValueError("The stream does not tell how many images it has: say with `--max_steps` how long to train.")
+        raise UPDPError("The stream does not tell how many images it has: say with `--max_steps` how long to train.")
     batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     args.max_steps = math.ceil(count * args.num_train_epochs / batch_size)
 

@@ -17,6 +17,7 @@ from transformers.utils import logging
 from updp_hf.core.cost import count_macs, count_parameters, measure_latency
 from updp_hf.core.plan.plan import library_versions
 from updp_hf.core.plan.schema import from_values
+from updp_hf.errors import UPDPError
 from updp_hf.model.configuration_updp import UPDPConfig
 from updp_hf.model.modeling_updp import UPDPForImageClassification, base_config
 from updp_hf.surgery.find import blocks_of
@@ -130,7 +131,7 @@ class Report:
         try:
             return from_values(cls, document)
         except ValueError as error:
-            raise ValueError(f"The report cannot be read ({error}): was the file edited by hand?") from error
+            raise UPDPError(f"The report cannot be read ({error}): was the file edited by hand?") from error
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
@@ -143,7 +144,7 @@ class Report:
         try:
             document = json.loads(file.read_text(encoding="utf-8"))
         except (RecursionError, ValueError) as error:  # of `json`, or of bytes that are no text
-            raise ValueError(f"{file} is not JSON ({error}), expected a report written by `Report.save`.") from error
+            raise UPDPError(f"{file} is not JSON ({error}), expected a report written by `Report.save`.") from error
         return cls.from_dict(document)
 
 
@@ -208,7 +209,7 @@ def report_of(
     """
     if base is None:
         if merged.config.model_type != UPDPConfig.model_type:
-            raise ValueError(
+            raise UPDPError(
                 f"A stock {type(merged).__name__} does not tell what was pruned of it: keep the {REPORT_NAME} that "
                 "`save_model` left beside its weights."
             )

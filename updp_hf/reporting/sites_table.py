@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 from transformers import PreTrainedModel
 
 from updp_hf.core.cost import LatencyTable
-from updp_hf.core.graph.calls import ExportError
 from updp_hf.core.plan.site import Form, Refusal, Site
+from updp_hf.errors import ExportError, UPDPError
 from updp_hf.reporting.report import Cost, measure_costs, side_by_side
 from updp_hf.surgery.find import find_sites
 
@@ -29,7 +29,7 @@ def sites_table(model: PreTrainedModel, name: str, forms: Sequence[Form], batch_
     try:
         sites, refused = find_sites(model, forms, latencies=latencies)
     except ExportError as error:
-        raise ValueError(f"{error} That takes Python: `updp_hf.find_sites(model, example_inputs=...)`.") from error
+        raise UPDPError(f"{error} That takes Python: `updp_hf.find_sites(model, example_inputs=...)`.") from error
     costs, conditions = measure_costs({name: model}, [] if batch_size is None else [batch_size])
     cost = costs[name]
     kind = type(model).__name__

@@ -12,8 +12,9 @@ from transformers.utils import logging
 from updp_hf.core.cost import count_macs, count_parameters, measure_latency
 from updp_hf.core.gates.contexts import evaluation
 from updp_hf.core.plan.budget import Budget, Demand
-from updp_hf.core.plan.plan import Plan, PlanError
+from updp_hf.core.plan.plan import Plan
 from updp_hf.core.plan.site import Site
+from updp_hf.errors import PlanError
 from updp_hf.selection.scores import agreed
 from updp_hf.selection.selectors import Selector
 from updp_hf.surgery.calibrate import calibrated_copy

@@ -17,6 +17,7 @@ from transformers.utils import logging
 from updp_hf.core.gates.contexts import evaluation
 from updp_hf.core.plan.budget import Choice
 from updp_hf.core.search import Fitness
+from updp_hf.errors import UPDPError
 from updp_hf.surgery.calibrate import recalibrate_batch_norms_
 from updp_hf.surgery.find import close_only_
 from updp_hf.surgery.model_io import check_batches, logits_of, model_inputs
@@ -91,7 +92,7 @@ def labels_of(batch: Any) -> Tensor:
     """
     labels = batch.get("labels") if isinstance(batch, Mapping) else None
     if not isinstance(labels, Tensor):
-        raise ValueError("The images have no labels, by which the choices are scored: pass batches with `labels`.")
+        raise UPDPError("The images have no labels, by which the choices are scored: pass batches with `labels`.")
     return labels
 
 
@@ -198,7 +199,7 @@ class ScoreHistory:
             file.write_text(json.dumps(subject, sort_keys=True) + "\n", encoding="utf-8")
             return {}
         if head != json.dumps(subject, sort_keys=True):
-            raise ValueError(
+            raise UPDPError(
                 f"{file} holds the scores of another search ({head[:200]}), expected {json.dumps(subject)[:200]}: "
                 "start without resuming, or in another folder."
             )

@@ -16,6 +16,7 @@ from updp_hf.core.plan.budget import Choice, Demand
 from updp_hf.core.plan.plan import Plan
 from updp_hf.core.plan.site import Site
 from updp_hf.core.search import Fitness, search
+from updp_hf.errors import UPDPError
 from updp_hf.model.layout_updp import get_slot
 from updp_hf.selection.scores import closeness, spread
 from updp_hf.surgery.calibrate import calibrate_, calibrated_copy
@@ -68,7 +69,7 @@ def selector_by_name(
         "random": lambda: shuffled(seed),
     }
     if name not in makers:
-        raise ValueError(f"The selector is {name!r}, expected one of {list(SELECTORS)}.")
+        raise UPDPError(f"The selector is {name!r}, expected one of {list(SELECTORS)}.")
     return makers[name]()
 
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from updp_hf.core.algebra.least_squares import Moments, fit_linear, fit_scale, statistics_of_fit
 from updp_hf.core.gates.contexts import evaluation
 from updp_hf.core.gates.gate import Blend, Gate, Landing, Shortcut
-from updp_hf.core.plan.plan import Plan, PlanError
+from updp_hf.core.plan.plan import Plan
 from updp_hf.core.plan.site import Site
+from updp_hf.errors import PlanError
 from updp_hf.model.layout_updp import ChannelBatchNorm, first_tensor, get_slot
 from updp_hf.surgery.find import end_gates, gate_, plan_of, site_gates
 from updp_hf.surgery.model_io import check_batches, logits_of, model_inputs

@@ -17,8 +17,9 @@ from updp_hf.core.gates.gate import Blend, Gate, gates, is_gated
 from updp_hf.core.graph.calls import stock_modules, trace
 from updp_hf.core.graph.roles import is_registered
 from updp_hf.core.graph.structure import Structure
-from updp_hf.core.plan.plan import Plan, PlanError
+from updp_hf.core.plan.plan import Plan
 from updp_hf.core.plan.site import DEFAULT_FORM, Form, Refusal, Site
+from updp_hf.errors import PlanError, UPDPError
 from updp_hf.model.layout_updp import (
     EPS,
     EndActivation,
@@ -248,7 +249,7 @@ def _append_end_(model: nn.Module, block: str, plan: Plan) -> None:
 def _refuse_wrapped(model: nn.Module) -> None:
     wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel, torch._dynamo.eval_frame.OptimizedModule)
     if isinstance(model, wrappers):
-        raise ValueError(
+        raise UPDPError(
             f"The model is wrapped in {type(model).__name__}, but its structure can be changed only before that: pass "
             "the model itself, and wrap or compile it afterwards."
         )

@@ -16,22 +16,19 @@ from updp_hf.core.gates.contexts import evaluation, full_precision
 from updp_hf.core.gates.gate import Gate, gates
 from updp_hf.core.plan.plan import Plan
 from updp_hf.core.plan.site import Form, Site, outermost
+from updp_hf.errors import MergeError
 from updp_hf.model.layout_updp import EPS, EndActivation, Mark, Skip, Zero, get_slot, layout_of, set_slot
 from updp_hf.model.modeling_updp import UPDPForImageClassification, with_layout
 from updp_hf.surgery.find import plan_of
 from updp_hf.surgery.model_io import example_inputs_of, logits_of
 from updp_hf.surgery.stock import without_blocks
 
-__all__ = ["MergeError", "merge"]
+__all__ = ["merge"]
 
 logger = logging.get_logger(__name__)
 
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest difference of merged and closed logits, relative to the largest logit, by dtype."""
-
-
-class MergeError(ValueError):
-    """The model is not in a state to be merged, or the merged model does not compute what the closed one does."""
 
 
 def merge(

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from updp_hf.errors import UPDPError
+
 __all__ = ["base_model_of", "check_batches", "example_inputs_of", "image_shape_of", "logits_of", "model_inputs"]
 
 
@@ -37,7 +39,7 @@ def image_shape_of(model: nn.Module) -> tuple[int, int, int]:
             return (channels or 3, size, size)
         if isinstance(size, Sequence) and len(size) == 2:
             return (channels or 3, int(size[0]), int(size[1]))
-    raise ValueError(
+    raise UPDPError(
         f"{type(model).__name__} does not tell the size of its images: give `example_inputs`, the keyword arguments of "
         "one forward on one image."
     )
@@ -79,7 +81,7 @@ def check_batches(batches: Iterable[Any]) -> list[Any]:
     """
     found = list(batches)
     if not found:
-        raise ValueError("There are no calibration batches, expected at least one: pass some images of the task.")
+        raise UPDPError("There are no calibration batches, expected at least one: pass some images of the task.")
     return found
 
 

@@ -7,9 +7,10 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
 from updp_hf.core.plan.budget import Budget
-from updp_hf.core.plan.plan import Plan, PlanError
+from updp_hf.core.plan.plan import Plan
 from updp_hf.core.plan.site import DEFAULT_FORM, Form
 from updp_hf.core.schedule import RAMP_END, ramp
+from updp_hf.errors import PlanError, UPDPError
 from updp_hf.model.layout_updp import END_ACTIVATIONS
 from updp_hf.selection.selectors import SELECTORS
 
@@ -129,7 +130,7 @@ class UPDPTrainingArguments(TrainingArguments):
         given = [f"`{name}`" for name in asked if getattr(self, name) is not None]
         if len(given) != 1:
             names = ", ".join(f"`{name}`" for name in asked[:-1])
-            raise ValueError(f"Of {names} and `plan`, {' and '.join(given) or 'none'} is given: give one of them.")
+            raise UPDPError(f"Of {names} and `plan`, {' and '.join(given) or 'none'} is given: give one of them.")
         self.budget()  # raises what is wrong with it
         for name, choices in (
             ("selector", (*SELECTORS, SUPERNET)),
@@ -140,31 +141,31 @@ class UPDPTrainingArguments(TrainingArguments):
             ("distillation", ("none", "soft", "hard")),
         ):
             if getattr(self, name) not in choices:
-                raise ValueError(f"`{name}` is {getattr(self, name)!r}, expected one of {[str(c) for c in choices]}.")
+                raise UPDPError(f"`{name}` is {getattr(self, name)!r}, expected one of {[str(c) for c in choices]}.")
         ramp(self.ramp, self.ramp_start, self.ramp_end)  # type: ignore[arg-type]  # raises what is wrong with it
         if not 0.0 <= self.distillation_weight <= 1.0 or not self.temperature > 0.0 or self.calibration_size < 1:
-            raise ValueError(
+            raise UPDPError(
                 f"`distillation_weight` is {self.distillation_weight}, `temperature` {self.temperature} and "
                 f"`calibration_size` {self.calibration_size}, expected a weight in [0, 1], a temperature above 0 and "
                 "at least one image."
             )
         if self.ema_decay is not None and not 0.0 < self.ema_decay < 1.0:
-            raise ValueError(f"`ema_decay` is {self.ema_decay}, expected a decay between 0 and 1, or none.")
+            raise UPDPError(f"`ema_decay` is {self.ema_decay}, expected a decay between 0 and 1, or none.")
         if not self.supernet_fraction > 0.0:
-            raise ValueError(f"`supernet_fraction` is {self.supernet_fraction}, expected a fraction above 0.")
+            raise UPDPError(f"`supernet_fraction` is {self.supernet_fraction}, expected a fraction above 0.")
         if self.start_from_supernet and self.selector != SUPERNET:
-            raise ValueError(
+            raise UPDPError(
                 f"`start_from_supernet` is on, but the selector is {self.selector!r}, which trains no supernet: set "
                 "`selector` to 'supernet'."
             )
         strategy = HubStrategy(self.hub_strategy)
         if self.push_to_hub and strategy is not HubStrategy.END:
-            raise ValueError(
+            raise UPDPError(
                 f"`hub_strategy` is {strategy.value!r}, which would publish unfinished weights under the "
                 "model's name: set it to 'end'."
             )
         if self.enable_jit_checkpoint:
-            raise ValueError(
+            raise UPDPError(
                 "`enable_jit_checkpoint` is on, which ends a training that was interrupted as if it were finished: "
                 "leave it off, and go on from the last checkpoint with `resume_from_checkpoint`."
             )

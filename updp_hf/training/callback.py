@@ -8,6 +8,7 @@ from transformers.utils import logging
 
 from updp_hf.core.gates.gate import gates
 from updp_hf.core.schedule import Schedule, anneal, ramp
+from updp_hf.errors import UPDPError
 from updp_hf.surgery.find import plan_of, set_lambdas_
 
 __all__ = ["UPDPCallback"]
@@ -47,7 +48,7 @@ class UPDPCallback(TrainerCallback):
         """Set λ for the step that comes, so that an evaluation before it sees the right network."""
         plan_of(model)  # says what to do if the model is not gated
         if self.lambda_at(state.max_steps - 1, state.max_steps) < 1.0:
-            raise ValueError(
+            raise UPDPError(
                 f"λ is still {self.lambda_at(state.max_steps - 1, state.max_steps):g} in the last of {state.max_steps} "
                 "steps, so the pruned network would never be trained: end the ramp earlier."
             )

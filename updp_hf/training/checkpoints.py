@@ -17,7 +17,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, logging
 
-from updp_hf.core.plan.plan import Plan, PlanError
+from updp_hf.core.plan.plan import Plan
+from updp_hf.errors import AccessError, PlanError, UPDPError
 from updp_hf.model.configuration_updp import UPDPConfig
 from updp_hf.model.modeling_updp import UPDPForImageClassification, base_config, updp_config
 from updp_hf.surgery.find import gate_, plan_of
@@ -62,14 +63,14 @@ def load_checkpoint_(model: nn.Module, folder: str | Path, name: str = SAFE_WEIG
     """
     file = Path(folder) / name
     if not file.is_file():
-        raise ValueError(
+        raise UPDPError(
             f"{folder} holds no {name}: resume a checkpoint that is complete, with the options that its run had."
         )
     try:
         safetensors.torch.load_model(model, file)
     except (RuntimeError, safetensors.SafetensorError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(
+        raise UPDPError(
             f"The checkpoint {folder} does not fit the model: {reason}. Resume with the model, the plan and the "
             "options that the run was started with."
         ) from error
@@ -179,7 +180,7 @@ def whole_or_none(folder: Path, *, is_writer: bool) -> Iterator[None]:
         free = shutil.disk_usage(folder.parent).free / 2**30
         last = last_checkpoint(folder.parent)
         goes_on = "begins anew" if last is None else f"goes on after {os.path.basename(last)}"
-        raise OSError(
+        raise AccessError(
             f"{folder} could not be written ({' '.join(str(error).split())}; {free:.1f} GiB are free there): make "
             f"room and start the same command again, which {goes_on}."
         ) from error

@@ -22,6 +22,7 @@ from updp_hf.core.cost import count_macs
 from updp_hf.core.gates.contexts import open_gates
 from updp_hf.core.gates.gate import is_gated
 from updp_hf.data.callbacks import EpochCallback
+from updp_hf.errors import UPDPError
 from updp_hf.surgery.model_io import example_inputs_of
 from updp_hf.training.arguments import UPDPTrainingArguments
 from updp_hf.training.averaging import WeightAverage
@@ -43,14 +44,14 @@ class GatedTrainer(Trainer):
         if not isinstance(args, UPDPTrainingArguments):
             raise TypeError(f"`args` is {type(args).__name__}, expected UPDPTrainingArguments.")
         if args.n_gpu > 1:
-            raise ValueError(
+            raise UPDPError(
                 f"{args.n_gpu} GPUs are visible to one process, which would use DataParallel: start the script with "
                 "`accelerate launch`."
             )
         super().__init__(model=model, args=args, **kwargs)
         self.add_callback(EpochCallback())
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ValueError(
+            raise UPDPError(
                 "FSDP or DeepSpeed is on, but gates and merging need whole parameters: run with plain data parallelism "
                 "(`accelerate launch --multi_gpu`)."
             )
@@ -68,7 +69,7 @@ class GatedTrainer(Trainer):
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_checkpoint(str(self.args.output_dir))
             if resume_from_checkpoint is None:
-                raise ValueError(f"There is no checkpoint in {self.args.output_dir} to resume from: start without.")
+                raise UPDPError(f"There is no checkpoint in {self.args.output_dir} to resume from: start without.")
         if self.args.ema_decay is not None:
             self._average = WeightAverage(self.model, self.args.ema_decay)
             self.add_callback(self._average)
@@ -93,7 +94,7 @@ class GatedTrainer(Trainer):
         """Return the state in `checkpoint` if its training has reached its last step."""
         file = Path(checkpoint) / TRAINER_STATE_NAME
         if not file.is_file():
-            raise ValueError(f"{checkpoint} holds no {TRAINER_STATE_NAME}: resume a checkpoint that is complete.")
+            raise UPDPError(f"{checkpoint} holds no {TRAINER_STATE_NAME}: resume a checkpoint that is complete.")
         state = TrainerState.load_from_json(str(file))
         *_, max_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())
         return state if state.global_step >= max_steps else None
@@ -156,7 +157,7 @@ class GatedTrainer(Trainer):
         """
         # Gradients are logged only where they are clipped.
         if any(math.isnan(logs.get(name, 0.0)) for name in ("grad_norm", "loss")) and not self.args.fp16:
-            raise ValueError(
+            raise UPDPError(
                 f"The loss or its gradients are NaN at step {self.state.global_step} (learning rate "
                 f"{self._get_learning_rate():.1e}): lower the learning rate, lengthen the ramp, or find broken images."
             )

@@ -5,6 +5,8 @@ from typing import Any
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from updp_hf.errors import UPDPError
+
 __all__ = ["distillation_losses", "label_loss"]
 
 
@@ -37,7 +39,7 @@ def distillation_losses(student: Tensor, teacher: Tensor, *, hard: bool, tempera
         ValueError: student and teacher have different classes.
     """
     if student.shape != teacher.shape:
-        raise ValueError(
+        raise UPDPError(
             f"The teacher returns logits of shape {tuple(teacher.shape)}, the student {tuple(student.shape)}: use a "
             "teacher with the same classes."
         )

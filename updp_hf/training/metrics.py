@@ -7,6 +7,8 @@ import evaluate
 import numpy as np
 from transformers import EvalPrediction
 
+from updp_hf.errors import UPDPError
+
 __all__ = ["Accuracy", "TopKAccuracy", "compute_accuracy", "top_k_accuracy"]
 
 _CITATION = ""
@@ -25,7 +27,7 @@ def top_k_accuracy(logits: Any, labels: Any, k: int = 1) -> float:
     """
     scores, targets = np.asarray(logits), np.asarray(labels)
     if scores.ndim != 2 or targets.shape != scores.shape[:1] or not (targets != _NO_LABEL).any():
-        raise ValueError(
+        raise UPDPError(
             f"Logits have shape {scores.shape} and labels {targets.shape}, expected (images, classes) and (images,) "
             "with at least one image whose label is not -100."
         )

@@ -15,6 +15,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from updp_hf.core.gates.contexts import stock_statistics_kept
 from updp_hf.core.plan.plan import Plan
 from updp_hf.core.schedule import sandwich
+from updp_hf.errors import UPDPError
 from updp_hf.selection.scores import agreed
 from updp_hf.surgery.calibrate import calibrate_
 from updp_hf.surgery.find import close_only_, gate_, plan_of
@@ -136,7 +137,7 @@ def train_supernet(
         load_checkpoint_(supernet, finished)
         return supernet.to(args.device)
     if isinstance(train_dataset, Sized) and not len(train_dataset):  # a stream does not tell
-        raise ValueError(
+        raise UPDPError(
             f"`calibration_size` is {args.calibration_size}, and the training set has no more images: choose fewer, "
             "for the supernet is trained on the others."
         )

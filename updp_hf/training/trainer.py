@@ -17,6 +17,7 @@ from transformers.utils import logging
 from updp_hf.core.gates.gate import is_gated
 from updp_hf.core.plan.plan import Plan
 from updp_hf.core.schedule import ramp
+from updp_hf.errors import UPDPError
 from updp_hf.hub.folder import refuse_occupied, save_merged
 from updp_hf.hub.push import push_folder
 from updp_hf.reporting.card import add_card
@@ -101,7 +102,7 @@ class UPDPTrainer(SelectingTrainer):
         resumes_selection = False
         if resume_from_checkpoint is True:
             if not self.is_begun():
-                raise ValueError(f"There is no checkpoint in {self.args.output_dir} to resume from: start without.")
+                raise UPDPError(f"There is no checkpoint in {self.args.output_dir} to resume from: start without.")
             resume_from_checkpoint = self._last_checkpoint()
             resumes_selection = resume_from_checkpoint is None
         if isinstance(resume_from_checkpoint, str | os.PathLike):
@@ -159,7 +160,7 @@ class UPDPTrainer(SelectingTrainer):
         held = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
         inserted = [name for name, _ in self.model.named_parameters() if ".pruned." in name]
         if not all(id(self.model.get_parameter(name)) in held for name in inserted):
-            raise ValueError(
+            raise UPDPError(
                 f"The optimizer given ({type(self.optimizer).__name__}) does not hold the parameters of the gates, "
                 "which were put in after it was built: leave it to the trainer (`optim`, `optimizer_cls_and_kwargs`), "
                 "or gate and calibrate the model before you build it."
@@ -168,7 +169,7 @@ class UPDPTrainer(SelectingTrainer):
     def _prepare_teacher(self) -> None:
         teacher = self.base if self.teacher is None else self.teacher
         if is_gated(teacher):
-            raise ValueError("The teacher has gates, expected an unpruned image classifier: pass one as `teacher`.")
+            raise UPDPError("The teacher has gates, expected an unpruned image classifier: pass one as `teacher`.")
         on_cuda = self.args.device.type == "cuda"
         teacher = copy.deepcopy(teacher).to(self.args.device, torch.bfloat16 if on_cuda else None)
         self._teacher = teacher.eval().requires_grad_(False)
@@ -340,7 +341,7 @@ class UPDPTrainer(SelectingTrainer):
             MergeError: the gates are not closed yet.
         """
         if not is_gated(self.model):
-            raise ValueError("Nothing is pruned yet that could be pushed: call `train()` first.")
+            raise UPDPError("Nothing is pruned yet that could be pushed: call `train()` first.")
         folder = Path(self.args.output_dir)
         if self._saved != (folder, self.state.global_step):
             self.save_model()

@@ -6,7 +6,7 @@ from itertools import combinations
 import pytest
 
 from updp_hf.core.plan.budget import Budget, Demand
-from updp_hf.core.plan.plan import PlanError
+from updp_hf.errors import PlanError
 
 # what people ask for
 

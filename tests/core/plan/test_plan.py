@@ -5,8 +5,9 @@ import json
 
 import pytest
 
-from updp_hf.core.plan.plan import Plan, PlanError, library_versions
+from updp_hf.core.plan.plan import Plan, library_versions
 from updp_hf.core.plan.site import Form, Site
+from updp_hf.errors import PlanError
 
 
 def ffn(block, **fields):

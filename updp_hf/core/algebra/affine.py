@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from updp_hf.errors import UPDPError
 from updp_hf.model.layout_updp import ChannelBatchNorm
 
 __all__ = [
@@ -30,7 +31,7 @@ __all__ = [
 ]
 
 
-class InexactMerge(ValueError):  # noqa: N818
+class InexactMerge(UPDPError):  # noqa: N818
     """Two maps have no single map that equals them everywhere, borders included."""
 
 
@@ -100,7 +101,7 @@ def compose(first: AffineMap, then: AffineMap) -> AffineMap:
             f"{then.channel_axis} with kernel {then.kernel}; only maps on the same axis have a common map."
         )
     if first.out_channels != then.in_channels:
-        raise ValueError(f"A map to {first.out_channels} channels is followed by one from {then.in_channels}.")
+        raise UPDPError(f"A map to {first.out_channels} channels is followed by one from {then.in_channels}.")
     _refuse_leaking_border(first, then)
     groups = math.gcd(first.groups, then.groups)
     first, then = _with_groups(first, groups), _with_groups(then, groups)

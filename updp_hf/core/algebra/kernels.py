@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from updp_hf.core.algebra.affine import AffineMap
+from updp_hf.errors import UPDPError
 
 __all__ = ["can_crop", "can_fill", "crop", "crop_some", "largest", "move_padding"]
 
@@ -23,7 +24,7 @@ def crop(map: AffineMap) -> AffineMap:
         ValueError: it has none.
     """
     if not can_crop(map):
-        raise ValueError(f"A kernel {map.kernel} with padding {map.padding} has no centre tap: expected odd, 'same'.")
+        raise UPDPError(f"A kernel {map.kernel} with padding {map.padding} has no centre tap: expected odd, 'same'.")
     centre = tuple(slice(k // 2, k // 2 + 1) for k in map.kernel)
     axes = len(map.kernel)
     return replace(map, weight=map.weight[:, :, *centre], padding=(0, 0) * axes, dilation=(1,) * axes)

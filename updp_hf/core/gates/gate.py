@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from updp_hf.errors import UPDPError
 from updp_hf.model.layout_updp import marked
 
 __all__ = ["Blend", "Bypass", "Gate", "Landing", "MarkGate", "Replacement", "Shortcut", "gates", "is_gated"]
@@ -56,7 +57,7 @@ class Gate(nn.Module):
             ValueError: `value` is not in [0, 1].
         """
         if not 0.0 <= value <= 1.0:
-            raise ValueError(f"λ is {value}, but a gate blends with λ in [0, 1]: check the schedule that computed it.")
+            raise UPDPError(f"λ is {value}, but a gate blends with λ in [0, 1]: check the schedule that computed it.")
         self.lam.fill_(value)
         self.stage = value if value in (0.0, 1.0) else 0.5
 

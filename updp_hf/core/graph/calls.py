@@ -10,12 +10,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from updp_hf.core.gates.contexts import evaluation, open_gates
+from updp_hf.errors import ExportError
 
-__all__ = ["Call", "ExportError", "Graph", "contracted", "is_weighted", "stock_modules", "trace"]
-
-
-class ExportError(ValueError):
-    """The model cannot be exported, so nothing is known of its structure."""
+__all__ = ["Call", "Graph", "contracted", "is_weighted", "stock_modules", "trace"]
 
 
 @dataclass(eq=False)

@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 
-from updp_hf.core.plan.plan import PlanError
+from updp_hf.errors import PlanError, UPDPError
 
 __all__ = ["Budget", "Choice", "Demand"]
 
@@ -38,17 +38,17 @@ class Budget:
         given = [field.name for field in fields(self) if getattr(self, field.name) is not None]
         if len(given) != 1:
             names = " and ".join(given) or "nothing"
-            raise ValueError(
+            raise UPDPError(
                 f"The budget gives {names}, expected one of the number of blocks, the speed-up, the MACs or the "
                 "parameters that are left."
             )
         if self.num_blocks is not None and self.num_blocks < 1:
-            raise ValueError(f"{self.num_blocks} blocks are to be pruned, expected at least 1.")
+            raise UPDPError(f"{self.num_blocks} blocks are to be pruned, expected at least 1.")
         if self.speed_up is not None and not self.speed_up > 1.0:
-            raise ValueError(f"The speed-up asked for is {self.speed_up:g}, expected a factor above 1, such as 1.3.")
+            raise UPDPError(f"The speed-up asked for is {self.speed_up:g}, expected a factor above 1, such as 1.3.")
         for name, value in (("MACs", self.macs), ("parameters", self.parameters)):
             if value is not None and not 0.0 < value < 1.0:
-                raise ValueError(
+                raise UPDPError(
                     f"The fraction of {name} to be left is {value:g}, expected a number between 0 and 1, such as 0.7."
                 )
 

@@ -10,17 +10,14 @@ from typing import Any, Literal, Self
 
 from updp_hf.core.plan.schema import from_values
 from updp_hf.core.plan.site import Form, Site
+from updp_hf.errors import PlanError, UPDPError
 from updp_hf.model.layout_updp import END_ACTIVATIONS, short
 
-__all__ = ["Plan", "PlanError", "library_versions"]
+__all__ = ["Plan", "library_versions"]
 
 FORMAT_VERSION = 1
 _TUPLES = ("run", "activations", "norms", "norm_channels", "shared", "marked", "cropped")
 _LIBRARIES = ("updp-hf", "torch", "transformers", "timm")
-
-
-class PlanError(ValueError):
-    """A plan that does not fit a model, or is no plan."""
 
 
 def library_versions(names: Iterable[str] = _LIBRARIES) -> dict[str, str]:
@@ -107,7 +104,7 @@ class Plan:
         try:
             sites = values.get("sites")
             if isinstance(sites, list) and any(set(_TUPLES) - set(site) for site in sites if isinstance(site, Mapping)):
-                raise ValueError(f"each site needs {', '.join(_TUPLES)}")
+                raise UPDPError(f"each site needs {', '.join(_TUPLES)}")
             return from_values(cls, values)
         except PlanError:
             raise

@@ -6,6 +6,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from enum import StrEnum
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from updp_hf.errors import UPDPError
 from updp_hf.model.layout_updp import short
 
 __all__ = ["from_values"]
@@ -24,12 +25,12 @@ def from_values(cls: type[T], document: Any) -> T:
         ValueError: a field is missing, unknown, or has a value that is not of its type.
     """
     if not isinstance(document, Mapping):
-        raise ValueError(f"{short(document)} is no {cls.__name__}")
+        raise UPDPError(f"{short(document)} is no {cls.__name__}")
     known = {field.name: field for field in fields(cls)}  # type: ignore[arg-type]
     needed = {name for name, field in known.items() if field.default is field.default_factory is MISSING}
     for problem, names in (("unknown", set(document) - set(known)), ("missing", needed - set(document))):
         if names:
-            raise ValueError(f"{problem} in a {cls.__name__}: {short(sorted(map(str, names)))}")
+            raise UPDPError(f"{problem} in a {cls.__name__}: {short(sorted(map(str, names)))}")
     hints = get_type_hints(cls)
     return cls(**{name: _typed(value, hints[name], f"{cls.__name__}.{name}") for name, value in document.items()})
 
@@ -59,4 +60,4 @@ def _typed(value: Any, hint: Any, name: str) -> Any:
         or (hint is float and (is_number or value in (float("inf"), float("-inf"))))
     ):
         return value
-    raise ValueError(f"{name} is {short(value)}, expected {getattr(hint, '__name__', hint)}")
+    raise UPDPError(f"{name} is {short(value)}, expected {getattr(hint, '__name__', hint)}")

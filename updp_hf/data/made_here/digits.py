@@ -3,6 +3,8 @@
 import datasets
 import numpy as np
 
+from updp_hf.errors import MissingLibraryError
+
 __all__ = ["digits"]
 
 
@@ -17,7 +19,7 @@ def digits(seed: int = 0) -> datasets.DatasetDict:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ImportError(
+        raise MissingLibraryError(
             "The digits come with scikit-learn, which is not installed: pip install 'updp-hf[recipes]'."
         ) from error
     found = load_digits()

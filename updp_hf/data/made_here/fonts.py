@@ -7,6 +7,8 @@ from pathlib import Path
 import matplotlib
 from matplotlib.ft2font import FT2Font
 
+from updp_hf.errors import AccessError
+
 __all__ = ["fonts_with"]
 
 MIN_FONTS = 10
@@ -25,7 +27,7 @@ def fonts_with(characters: str) -> tuple[Path, ...]:
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     found = tuple(path for path in sorted(folder.glob("*.ttf")) if _draws(path, characters))
     if len(found) < MIN_FONTS:
-        raise FileNotFoundError(
+        raise AccessError(
             f"{folder} holds {len(found)} fonts with all of {characters}, expected the {MIN_FONTS} or more that come "
             "with matplotlib: install it with pip, which brings them."
         )

@@ -12,6 +12,7 @@ import numpy as np
 
 from updp_hf.data.made_here.fonts import fonts_with
 from updp_hf.data.made_here.rendering import render
+from updp_hf.errors import UPDPError
 
 __all__ = ["CLASSES", "fonts_of", "glyphs"]
 
@@ -77,7 +78,7 @@ def glyphs(
 def _check_at_least(least: int, **numbers: int) -> None:
     for name, number in numbers.items():
         if number < least:
-            raise ValueError(f"`{name}` is {number}, expected {least} or more: pass a larger number.")
+            raise UPDPError(f"`{name}` is {number}, expected {least} or more: pass a larger number.")
 
 
 def _images(split: str, num_images: int, resolution: int, seed: int, made_by: str) -> Iterator[dict[str, Any]]:
