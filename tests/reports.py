@@ -6,7 +6,15 @@ from tiny_training import last_two, vit
 
 from updp_hf import Form, Report
 from updp_hf.core.plan.site import Site
-from updp_hf.reporting.report import Cost
+from updp_hf.reporting.report import (
+    Cost,
+    HeldOutSet,
+    LatencyConditions,
+    ModelFacts,
+    OnnxFacts,
+    SelectionFacts,
+    TrainingFacts,
+)
 
 
 def full_report(**changes):
@@ -15,39 +23,38 @@ def full_report(**changes):
         "plan": {**last_two(vit).to_dict(), "base_model": "facebook/deit-tiny", "revision": "0123456789abcdef0123"},
         "before": Cost(61_070_000, 1_234_500_000, {"1": 0.02513, "8": 0.18764}),
         "after": Cost(47_390_000, 901_700_000, {"1": 0.01427, "8": 0.09358}),
-        "model": {"base_class": "ViTForImageClassification", "merged_class": "UPDPForImageClassification"},
+        "model": ModelFacts("ViTForImageClassification", "UPDPForImageClassification"),
         "blocks": [f"vit.layers.{index}" for index in range(3)],
         "merge_error": 3e-7,
         "metrics_before": {"accuracy": 0.8312, "f1": 0.7719, "loss": 0.6437},
         "metrics_after": {"accuracy": 0.8145, "f1": 0.7566, "loss": 0.6921},
         "metrics_without_training": {"accuracy": 0.2284},
-        "latency_conditions": {
-            **{"device": "cpu (a kind, 4 cores)", "dtype": "float32", "threads": 3, "rounds": 17},
-            **{"statistic": "median, the models in turn", "mode": "eager"},
-        },
-        "selection": {
-            **{"selector": "greedy", "budget": "2 blocks", "seconds": 41.0},
-            "candidates": ["vit.layers.0 (merge)", "vit.layers.1 (merge)", "vit.layers.2 (merge)"],
-        },
+        "latency_conditions": LatencyConditions(
+            "cpu (a kind, 4 cores)", "float32", 3, 17, "median, the models in turn", "eager"
+        ),
+        "selection": SelectionFacts(
+            selector="greedy",
+            budget="2 blocks",
+            candidates=["vit.layers.0 (merge)", "vit.layers.1 (merge)", "vit.layers.2 (merge)"],
+            seconds=41.0,
+        ),
         "arguments": {"learning_rate": 0.01, "num_pruned_blocks": 2},
-        "training": {
-            **{"ramp": "cosine", "ramp_start": 0.07, "ramp_end": 0.59, "steps": 120, "epochs": 2.5},
-            **{"processes": 2, "device": "a GPU", "seconds": 93.0},
-        },
+        "training": TrainingFacts("cosine", 0.07, 0.59, 120, 2.5, 2, "a GPU", seconds=93.0),
         "history": [
             {"step": 0, "lambda": 0.0, "accuracy": 0.8312, "loss": 0.6437},
             {"step": 120, "lambda": 1.0, "accuracy": 0.8145, "loss": 0.6921},
         ],
-        "evaluated_on": {"name": "digits", "id": "someone/digits", "split": "test", "images": 360},
+        "evaluated_on": HeldOutSet("digits", "someone/digits", "test", 360),
         "metadata": {
             **{"license": "apache-2.0", "datasets": ["imagenet-1k"], "tags": ["vision", "pruned"]},
             "widget": [{"src": "https://example.org/tiger.jpg", "example_title": "Tiger"}],
         },
-        "onnx": {
-            **{"opset": 18, "difference": 4e-7},
-            "latency": {"PyTorch eager": {"1": 0.01536, "8": 0.10247}, "ONNX Runtime": {"1": 0.00972, "8": 0.07631}},
-            "conditions": {"device": "cpu (another kind, 6 cores)", "threads": 5},
-        },
+        "onnx": OnnxFacts(
+            18,
+            4e-7,
+            {"PyTorch eager": {"1": 0.01536, "8": 0.10247}, "ONNX Runtime": {"1": 0.00972, "8": 0.07631}},
+            LatencyConditions("cpu (another kind, 6 cores)", threads=5),
+        ),
         "seed": 11,
         "weights": "ab" * 32,
         "versions": {"torch": "2.8.0", "timm": "1.0.20"},
@@ -73,11 +80,11 @@ def empty_report(**changes):
 
 
 def stock_report():
-    names = dict.fromkeys(("base_class", "merged_class"), "ViTForImageClassification")
+    names = ModelFacts("ViTForImageClassification", "ViTForImageClassification")
     sites = [asdict(Site(Form.BLOCK_DROP, "vit.layers.1", ("vit.layers.1",), params_saved=9, macs_saved=70))]
     return full_report(model=names, plan={"sites": sites}, merge_error=None)
 
 
 def timm_report():
-    names = {"base_class": "TimmWrapperForImageClassification", "merged_class": "UPDPForImageClassification"}
-    return full_report(model={**names, "timm_architecture": "vit_tiny_patch16_224"})
+    names = ("TimmWrapperForImageClassification", "UPDPForImageClassification", "vit_tiny_patch16_224")
+    return full_report(model=ModelFacts(*names))

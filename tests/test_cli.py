@@ -35,7 +35,7 @@ def seconds(monkeypatch):
     def seconds_of(model, batch):
         return 1e-6 * count_parameters(model) * len(next(iter(batch.values())))
 
-    monkeypatch.setattr("updp_hf.core.cost._seconds", seconds_of)
+    monkeypatch.setattr("updp_hf.core.cost.forward_seconds", seconds_of)
 
 
 def timm(architecture, **arguments):
@@ -143,7 +143,7 @@ def test_macs_may_be_what_counts(tmp_path, capsys, monkeypatch):
     def measured(*_):
         raise AssertionError
 
-    monkeypatch.setattr("updp_hf.core.cost._seconds", measured)
+    monkeypatch.setattr("updp_hf.core.cost.forward_seconds", measured)
     large_vit().save_pretrained(tmp_path)
     header, rows = tables(run(capsys, tmp_path, "--cost", "macs")[1])
     assert list(header) == ["model class", "parameters", "MACs per image"]

@@ -38,7 +38,7 @@ def seconds(monkeypatch):
         return 1e-6 * count_parameters(model) * len(next(iter(batch.values()))) * (1 + 1e-4 * next(calls))
 
     with monkeypatch.context() as patched:
-        patched.setattr("updp_hf.core.cost._seconds", seconds_of)
+        patched.setattr("updp_hf.core.cost.forward_seconds", seconds_of)
         yield patched
 
 

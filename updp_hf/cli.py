@@ -23,17 +23,10 @@ from updp_hf.errors import UPDPError
 from updp_hf.hub.folder import save_merged
 from updp_hf.hub.push import push_folder
 from updp_hf.reporting.card import CARD_NAME, add_card, is_generated, write_card
-from updp_hf.reporting.report import (
-    REPORT_NAME,
-    Report,
-    latency_facts,
-    measure_costs,
-    report_in,
-    report_of,
-    side_by_side,
-    speed_ups,
-)
+from updp_hf.reporting.measure import measure_costs, report_in, report_of
+from updp_hf.reporting.report import REPORT_NAME, Report
 from updp_hf.reporting.sites_table import few, sites_table
+from updp_hf.reporting.tables import latency_facts, side_by_side, speed_ups
 from updp_hf.surgery.find import plan_of, without_gates
 from updp_hf.surgery.merge import merge
 from updp_hf.surgery.model_io import example_inputs_of
@@ -189,7 +182,7 @@ def _benchmark(args: argparse.Namespace) -> None:
     if others:  # 1 is what the ratios are to
         facts[first] |= dict.fromkeys((row for row in facts[others[0]] if row not in facts[first]), "1")
     print(side_by_side(facts))
-    print("\n" + ", ".join(f"{fact}: {value}" for fact, value in conditions.items() if fact != "mode"))
+    print(f"\n{conditions}")
 
 
 def _faster(first: dict[str, float] | None, this: dict[str, float] | None) -> dict[str, str]:

@@ -7,24 +7,21 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from updp_hf.core.cost import LatencyTable
 from updp_hf.core.plan.budget import Budget
-from updp_hf.core.plan.plan import Plan
 from updp_hf.core.plan.site import DEFAULT_FORM, Form, Site
-from updp_hf.selection.choose import demand_of, select
+from updp_hf.selection.choose import choose
 from updp_hf.selection.scores import divergence, log_probabilities
-from updp_hf.selection.selectors import selector_by_name
 from updp_hf.surgery.calibrate import calibrate_, correct_head_, recalibrate_batch_norms_
-from updp_hf.surgery.find import gate_, require_sites, site_gates
+from updp_hf.surgery.find import gate_, site_gates
 from updp_hf.surgery.merge import merge
-from updp_hf.surgery.model_io import base_model_of, check_batches, model_inputs
+from updp_hf.surgery.model_io import check_batches, model_inputs
 
 __all__ = ["prune"]
 
 logger = logging.get_logger(__name__)
 
 HELD_OUT = 0.25
-"""Share of the images that are not fitted to: they tell whether a correction pays."""
+"""Share of the images that are not fitted to: they tell whether a correction helps."""
 
 
 def prune(
@@ -64,16 +61,11 @@ def prune(
         >>> merged.save_pretrained("vit-p4")
     """
     batches = check_batches(calibration_batches)
-    latencies = None if budget.speed_up is None else LatencyTable(batch_size)
-    found = require_sites(model, form, latencies=latencies)
-    sites, demand = demand_of(model, found, budget, batch_size=batch_size)
-    choose = selector_by_name(selector, model, sites, batches, seed=seed)
-    chosen = select(model, sites, demand, choose, speed_up=budget.speed_up, batch_size=batch_size)
-
+    plan = choose(model, budget, batches, form=form, selector=selector, batch_size=batch_size, seed=seed).plan
     fitted, held_out = _split(model, batches)
     gated = copy.deepcopy(model)
-    gate_(gated, Plan(chosen, start="fit", base_model=base_model_of(model)))
-    for site in chosen:
+    gate_(gated, plan)
+    for site in plan.sites:
         _fit_(gated, site, fitted)
         logger.info("Closed %s.", site)
     expected = log_probabilities(model, held_out)
@@ -86,7 +78,7 @@ def prune(
         logger.info("%s: %.3g nats away from the checkpoint, %.3g before.", name, after, before)
         return tried if after < before else pruned
 
-    gated = if_nearer(gated, lambda tried: _refit_(tried, chosen, fitted, model), "Second fit")
+    gated = if_nearer(gated, lambda tried: _refit_(tried, plan.sites, fitted, model), "Second fit")
     merged = merge(gated)
     merged = if_nearer(merged, lambda tried: recalibrate_batch_norms_(tried, fitted), "BatchNorms")
     return if_nearer(merged, lambda tried: correct_head_(tried, fitted, model), "Head")

@@ -124,7 +124,7 @@ def test_latency_is_one_number_for_each_model_and_input():
 
 def test_latency_is_the_median_without_the_warm_up(monkeypatch):
     seconds = iter([100.0, 100.0, 3.0, 30.0, 1.0, 10.0, 2.0, 20.0])
-    monkeypatch.setattr("updp_hf.core.cost._seconds", lambda model, batch: next(seconds))
+    monkeypatch.setattr("updp_hf.core.cost.forward_seconds", lambda model, batch: next(seconds))
     models = {"before": nn.Identity(), "after": nn.Identity()}
     latency = measure_latency(models, [{"input": torch.randn(1)}], rounds=3, warm_up=1)
     assert latency == {"before": [2.0], "after": [20.0]}

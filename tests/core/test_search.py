@@ -7,7 +7,7 @@ import pytest
 from updp_hf.core.plan.budget import Demand
 from updp_hf.core.search import search
 from updp_hf.errors import PlanError
-from updp_hf.selection.scores import ScoreHistory
+from updp_hf.selection.score_history import ScoreHistory
 
 
 class Fitness:

@@ -124,7 +124,7 @@ def test_file_computes_what_the_saved_model_computes(name, tmp_path):
     assert found.file == tmp_path / "onnx" / "model.onnx"
     assert files_in(tmp_path) - before == {str(Path("onnx") / "model.onnx")}
     assert 0 <= found.difference <= 1e-5
-    assert (found.latency, found.conditions, found.columns()) == ({}, {}, {})
+    assert (found.latency, found.conditions, found.columns()) == ({}, None, {})
     for batch_size in (1, 3):
         images = torch.randn(batch_size, 3, *(size or (32, 32)))
         logits = run(found.file, images)
@@ -173,7 +173,7 @@ def test_latency_is_measured_beside_pytorch(vit, copied, monkeypatch):
     assert set(found.latency) == {"PyTorch eager", "PyTorch compiled", "ONNX Runtime"}
     assert all(set(medians) == {"1", "3"} for medians in found.latency.values())
     assert all(0 < seconds < 10 for medians in found.latency.values() for seconds in medians.values())
-    assert (found.conditions["threads"], found.conditions["rounds"]) == (torch.get_num_threads(), 2)
+    assert (found.conditions.threads, found.conditions.rounds) == (torch.get_num_threads(), 2)
     assert found.columns()["ONNX Runtime"]["latency, batch 3"].endswith(" ms")
 
 

@@ -13,7 +13,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Vi
 from updp_hf import Form, Report, gate_
 from updp_hf.hub.folder import MERGED_FILES, refuse_occupied, save_merged
 from updp_hf.reporting.card import PICTURES, render_card
-from updp_hf.reporting.report import digest_of_weights, report_of
+from updp_hf.reporting.measure import digest_of_weights, report_of
 from updp_hf.training.checkpoints import save_checkpoint
 
 

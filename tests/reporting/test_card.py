@@ -18,7 +18,7 @@ from updp_hf import Form, Report
 from updp_hf.core.plan.site import Site
 from updp_hf.reporting import card
 from updp_hf.reporting.card import PICTURES, add_card, draw_pictures, is_generated, render_card
-from updp_hf.reporting.report import Cost
+from updp_hf.reporting.report import Cost, HeldOutSet, ModelFacts, OnnxFacts, SelectionFacts
 
 ID = "someone/deit-p2"
 
@@ -235,13 +235,13 @@ def test_how_many_blocks_there_are_is_left_out_if_it_was_not_recorded():
 
 @pytest.mark.parametrize(("is_trained", "words"), [(True, "annealed away while fine-tuning"), (False, "taken away")])
 def test_only_what_was_trained_is_said_to_be_annealed(is_trained, words):
-    report = full_report() if is_trained else full_report(training={})
+    report = full_report() if is_trained else full_report(training=None)
     assert f"non-linearities were {words}" in squeezed(render_card(report, ID))
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(93.4, "a GPU, 93 s."), (7_200, "a GPU, 2.0 h."), (None, "a GPU.")])
 def test_training_took_seconds_or_hours(seconds, text):
-    training = {**full_report().training, "seconds": seconds}
+    training = replace(full_report().training, seconds=seconds)
     assert text in squeezed(render_card(full_report(training=training), ID))
 
 
@@ -314,7 +314,7 @@ def test_versions_that_are_missing_are_said_to_be():
 
 
 def test_a_class_that_is_missing_is_not_taken_for_a_stock_one():
-    text = render_card(full_report(model={}), ID)
+    text = render_card(full_report(model=None), ID)
     assert "It is an ordinary transformers model" not in text
     assert "import updp_hf" in text
 
@@ -325,18 +325,18 @@ def test_a_plan_that_is_missing_is_no_error():
 
 
 PARTIAL = {
-    "speed-up of a resumed run": {"selection": {"speed_up": 1.5}},
+    "speed-up of a resumed run": {"selection": SelectionFacts(speed_up=1.5)},
     "latency of one batch size": {"after": Cost(5, 5, {"8": 0.01})},
     "no latency after": {"after": Cost(5, 5)},
-    "time of training": {"training": {**full_report().training, "seconds": None}},
-    "no runtime was measured": {"onnx": {"opset": 18, "difference": 1e-7, "latency": {}, "conditions": {}}},
+    "time of training": {"training": replace(full_report().training, seconds=None)},
+    "no runtime was measured": {"onnx": OnnxFacts(18, 1e-7)},
     "no base model": {"plan": {"sites": [], "base_model": "", "revision": None}},
     "no metric but the loss": {"metrics_before": {"loss": 1.0}, "metrics_after": {"loss": 1.5}},
     "one metric after": {"metrics_before": {}, "metrics_after": {"f1": 0.5}},
     "numbers of a list": {"metrics_after": {"accuracy": 1.0, "accuracy_top_5": 1.0}},
     **{
         f"held-out set: {', '.join(names) or 'nothing'}": {
-            "evaluated_on": {n: full_report().evaluated_on[n] for n in names}
+            "evaluated_on": HeldOutSet(**{n: getattr(full_report().evaluated_on, n) for n in names})
         }
         for count in range(4)
         for names in combinations(("name", "id", "split", "images"), count)
@@ -391,7 +391,7 @@ def test_a_stock_result_needs_nothing_of_ours():
 
 
 def test_what_was_pruned_twice_is_no_stock_result():
-    names = dict.fromkeys(("base_class", "merged_class"), "UPDPForImageClassification")
+    names = ModelFacts("UPDPForImageClassification", "UPDPForImageClassification")
     assert "import updp_hf" in render_card(full_report(model=names), ID)
 
 
@@ -413,7 +413,7 @@ def test_what_timm_knows_is_made_by_timm_too(build, count):
 
 @pytest.mark.parametrize("is_exported", [True, False])
 def test_onnx_runtime_is_shown_if_the_model_was_exported(is_exported):
-    text = render_card(full_report() if is_exported else full_report(onnx={}), ID)
+    text = render_card(full_report() if is_exported else full_report(onnx=None), ID)
     assert ("import onnxruntime" in text) == is_exported
     assert ("Exported to ONNX" in text) == is_exported
 

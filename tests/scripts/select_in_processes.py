@@ -34,7 +34,7 @@ def main(folder: Path, batch_size: int) -> None:
     transformers.logging.set_verbosity_error()
     rank = PartialState(cpu=True).process_index
     # A clock that no other load disturbs, and that of each process goes at another speed.
-    updp_hf.core.cost._seconds = lambda model, batch: 1e-6 * (1 + rank) * count_parameters(model)
+    updp_hf.core.cost.forward_seconds = lambda model, batch: 1e-6 * (1 + rank) * count_parameters(model)
     for selector, (build, changes) in RUNS.items():
         run = trainer(
             folder / selector,
@@ -44,7 +44,9 @@ def main(folder: Path, batch_size: int) -> None:
             **{"selector": selector, "max_steps": 6, "supernet_fraction": 1.0, **changes},
         )
         chosen = [str(site) for site in run.select().sites]
-        supernet = run._supernet  # its gates and statistics stand at the last choice that this process has scored
+        supernet = (
+            run.selection.supernet
+        )  # its gates and statistics stand at the last choice that this process has scored
         weights = {} if supernet is None else {name: p.detach() for name, p in supernet.named_parameters()}
         torch.save({"blocks": chosen, "supernet": weights}, folder / f"{selector}-{rank}.pt")
     run = trainer(folder / "impossible", vit(), num_pruned_blocks=None, target_macs=0.1)

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from tiny_training import CLASSES, RandomImages, last_two, logits, losses, trainer, vit
 
-from updp_hf.training.losses import distillation_losses, label_loss
+from updp_hf.training.distillation import distillation_losses
+from updp_hf.training.losses import label_loss
 
 
 def outputs(count: int = 6) -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ import updp_hf.training.supernet
 from updp_hf import Plan, Report, UPDPTrainer, find_sites
 from updp_hf.core.cost import count_macs, count_parameters
 from updp_hf.errors import PlanError
-from updp_hf.selection.scores import ScoreHistory
+from updp_hf.selection.score_history import ScoreHistory
 from updp_hf.surgery.find import plan_of
 from updp_hf.surgery.model_io import example_inputs_of
 from updp_hf.training.supernet import SupernetTrainer
@@ -150,7 +150,7 @@ def test_the_supernet_never_sees_the_images_it_is_scored_by(tmp_path, monkeypatc
     monkeypatch.setattr(SupernetTrainer, "__init__", spy)
     run = supernet_run(tmp_path)
     run.select()
-    scored_by = torch.cat([batch["pixel_values"] for batch in run._calibration_batches()])
+    scored_by = torch.cat([batch["pixel_values"] for batch in run.calibration_batches()])
     (trained_on,) = seen
     assert len(trained_on) == 32
     for item in trained_on:
@@ -169,7 +169,7 @@ def test_pruning_starts_from_the_checkpoint_unless_told_otherwise(tmp_path, from
     run.train()
     assert torch.equal(starts["classifier"], resnet().classifier[1].weight) != from_supernet
     if from_supernet:
-        assert torch.equal(starts["classifier"], run._supernet.classifier[1].weight)
+        assert torch.equal(starts["classifier"], run.selection.supernet.classifier[1].weight)
 
 
 @pytest.fixture(scope="module")
@@ -263,7 +263,7 @@ def test_images_without_labels_cannot_score_a_supernet(tmp_path):
     run = supernet_run(tmp_path)
     run.select()
     run = supernet_run(tmp_path)
-    run._calibration_batches = lambda: [{"pixel_values": RandomImages().images}]
+    run.calibration_batches = lambda: [{"pixel_values": RandomImages().images}]
     with pytest.raises(ValueError, match="The images have no labels"):
         run.select(resume=True)
 

@@ -28,11 +28,11 @@ from updp_hf import Plan, SupernetTrainer, calibrate_, find_sites, gate_
 from updp_hf.core.gates.gate import gates
 from updp_hf.core.schedule import sandwich
 from updp_hf.errors import PlanError
+from updp_hf.selection.supernet import SUPERNET
 from updp_hf.surgery.find import close_only_
-from updp_hf.training.arguments import SUPERNET
 from updp_hf.training.checkpoints import save_checkpoint
+from updp_hf.training.distillation import distillation_losses
 from updp_hf.training.gated_trainer import GatedTrainer
-from updp_hf.training.losses import distillation_losses
 from updp_hf.training.supernet import train_supernet
 
 STEPS = 4

@@ -173,11 +173,11 @@ def test_the_calibration_images_are_chosen_without_touching_the_global_generator
 
     run = trainer(tmp_path, train_dataset=Augmented())
     before = states()
-    batches = run._calibration_batches()
+    batches = run.calibration_batches()
     assert states() == before
     assert sum(len(batch["pixel_values"]) for batch in batches) == run.args.calibration_size
     random.random(), np.random.rand(), torch.rand(())
-    other = trainer(tmp_path, train_dataset=Augmented())._calibration_batches()
+    other = trainer(tmp_path, train_dataset=Augmented()).calibration_batches()
     assert all(torch.equal(a["pixel_values"], b["pixel_values"]) for a, b in zip(batches, other, strict=True))
 
 
@@ -187,7 +187,7 @@ def test_a_dataset_of_datasets_with_columns_to_spare_is_calibrated_on(tmp_path):
     dataset = datasets.Dataset.from_dict(columns).with_format("torch")
     run = trainer(tmp_path, train_dataset=dataset)
     run.train()
-    assert set(run._calibration_batches()[0]) == {"pixel_values", "labels"}
+    assert set(run.calibration_batches()[0]) == {"pixel_values", "labels"}
 
 
 class Stream(IterableDataset):
@@ -206,7 +206,7 @@ def test_a_stream_of_datasets_is_calibrated_and_trained_on(tmp_path, selector):
     stream = datasets.IterableDataset.from_generator(lambda: iter(RandomImages()))
     run = trainer(tmp_path, train_dataset=stream, selector=selector)
     run.train()
-    images = torch.cat([batch["pixel_values"] for batch in run._calibration_batches()])
+    images = torch.cat([batch["pixel_values"] for batch in run.calibration_batches()])
     assert torch.equal(images, RandomImages().images[:16])
     assert run.state.global_step == STEPS
     assert all(float(gate.lam) == 1.0 for _, gate in gates(run.model))

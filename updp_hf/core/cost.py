@@ -15,7 +15,14 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_fl
 
 from updp_hf.core.gates.contexts import evaluation
 
-__all__ = ["LatencyTable", "count_macs", "count_parameters", "macs_by_module", "measure_latency"]
+__all__ = [
+    "LatencyTable",
+    "count_macs",
+    "count_parameters",
+    "forward_seconds",
+    "macs_by_module",
+    "measure_latency",
+]
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -68,6 +75,19 @@ def _frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
+def forward_seconds(model: nn.Module, batch: Mapping[str, Tensor]) -> float:
+    """Return how long one forward takes: the clock of all latencies of this package."""
+    device = next(iter(batch.values())).device
+    on_accelerator = device.type != "cpu"
+    if on_accelerator:
+        torch.accelerator.synchronize(device)
+    begin = time.perf_counter()
+    model(**batch)
+    if on_accelerator:
+        torch.accelerator.synchronize(device)
+    return time.perf_counter() - begin
+
+
 def measure_latency(
     models: Mapping[str, nn.Module],
     inputs: Sequence[Mapping[str, Tensor]],
@@ -84,7 +104,7 @@ def measure_latency(
         for index, batch in enumerate(inputs):
             for round_ in range(warm_up + rounds):
                 for name, model in models.items():
-                    seconds = _seconds(model, batch)
+                    seconds = forward_seconds(model, batch)
                     if round_ >= warm_up:
                         times[name][index].append(seconds)
     return {name: [statistics.median(seconds) for seconds in by_input] for name, by_input in times.items()}
@@ -109,14 +129,3 @@ class LatencyTable:
             timed = {"": copy.deepcopy(module).eval()}
             self.seconds[key] = measure_latency(timed, [{"input": x}], rounds=self.rounds)[""][0]
         return self.seconds[key]
-
-
-def _seconds(model: nn.Module, batch: Mapping[str, Tensor]) -> float:
-    on_cuda = any(x.is_cuda for x in batch.values())
-    if on_cuda:
-        torch.cuda.synchronize()
-    begin = time.perf_counter()
-    model(**batch)
-    if on_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - begin

@@ -3,9 +3,8 @@
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +22,9 @@ from updp_hf.deployment.runtimes import (
     write_onnx,
 )
 from updp_hf.errors import ExportError
-from updp_hf.reporting.report import device_name, latency_facts
+from updp_hf.reporting.measure import device_name
+from updp_hf.reporting.report import LatencyConditions, OnnxFacts
+from updp_hf.reporting.tables import latency_facts
 from updp_hf.surgery.model_io import image_shape_of, logits_of
 
 __all__ = ["OnnxExport", "export_onnx"]
@@ -45,11 +46,11 @@ class OnnxExport:
     opset: int
     difference: float  # largest one to PyTorch's logits in float32, relative to the largest logit
     latency: dict[str, dict[str, float]] = field(default_factory=dict)  # median seconds by runtime and batch size
-    conditions: dict[str, Any] = field(default_factory=dict)  # under which the latency was measured
+    conditions: LatencyConditions | None = None  # under which the latency was measured
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> OnnxFacts:
         """Return what a report says of it."""
-        return {name: value for name, value in asdict(self).items() if name != "file"}
+        return OnnxFacts(self.opset, self.difference, self.latency, self.conditions)
 
     def columns(self) -> dict[str, dict[str, str]]:
         """Return the latencies as people read them, by runtime; one that was not measured has none."""
@@ -88,7 +89,7 @@ def export_onnx(folder: str | Path, *, batch_sizes: Sequence[int] = (1, 8), roun
         latency = runtimes_of(model, session, shape, batch_sizes, rounds) if batch_sizes else {}
         del session  # some systems move no file that is open
         _move(Path(unfinished), target)
-    return OnnxExport(target, opset, difference, latency, _conditions(rounds) if batch_sizes else {})
+    return OnnxExport(target, opset, difference, latency, _conditions(rounds) if batch_sizes else None)
 
 
 def _load(folder: Path) -> PreTrainedModel:
@@ -179,14 +180,14 @@ def _largest_difference(model: nn.Module, session: nn.Module, shape: Sequence[in
     return largest
 
 
-def _conditions(rounds: int) -> dict[str, Any]:
-    return {
-        "device": device_name(torch.device("cpu")),
-        "dtype": "float32",
-        "threads": torch.get_num_threads(),
-        "rounds": rounds,
-        "statistic": "median, the runtimes in turn",
-    }
+def _conditions(rounds: int) -> LatencyConditions:
+    return LatencyConditions(
+        device=device_name(torch.device("cpu")),
+        dtype="float32",
+        threads=torch.get_num_threads(),
+        rounds=rounds,
+        statistic="median, the runtimes in turn",
+    )
 
 
 def _move(unfinished: Path, target: Path) -> None:

@@ -1,5 +1,6 @@
 """The folder of a merged model."""
 
+import json
 import os
 import tempfile
 from dataclasses import replace
@@ -13,10 +14,10 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_I
 from updp_hf.data.processors import ordinary_processor
 from updp_hf.errors import UPDPError
 from updp_hf.reporting.card import CARD_NAME, PICTURES, add_card
-from updp_hf.reporting.report import REPORT_NAME, WEIGHTS_NAMES, Report, digest_of_weights
-from updp_hf.training.checkpoints import is_training_checkpoint
+from updp_hf.reporting.measure import WEIGHTS_NAMES, digest_of_weights
+from updp_hf.reporting.report import REPORT_NAME, Report
 
-__all__ = ["MERGED_FILES", "refuse_occupied", "save_merged", "save_processor"]
+__all__ = ["MERGED_FILES", "is_training_checkpoint", "refuse_occupied", "save_merged", "save_processor"]
 
 _WEIGHTS = (*WEIGHTS_NAMES, SAFE_WEIGHTS_INDEX_NAME)
 MERGED_FILES = (
@@ -25,6 +26,12 @@ MERGED_FILES = (
     *(REPORT_NAME, CARD_NAME, *PICTURES, "onnx/model.onnx", "onnx/model.onnx.data"),
 )
 """The files of a merged model, as patterns: what is published of a folder."""
+
+
+def is_training_checkpoint(folder: str | Path) -> bool:
+    """Return whether the weights in `folder` are those of an unfinished pruning run, gates and all."""
+    config = Path(folder) / CONFIG_NAME
+    return config.is_file() and bool(json.loads(config.read_text(encoding="utf-8")).get("is_gated"))
 
 
 def refuse_occupied(folder: str | Path, base: nn.Module) -> None:

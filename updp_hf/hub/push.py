@@ -21,11 +21,11 @@ from transformers import AutoModelForImageClassification, PreTrainedModel
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, cached_file, logging
 
 from updp_hf.errors import HubError, UPDPError
-from updp_hf.hub.folder import MERGED_FILES, save_processor
+from updp_hf.hub.folder import MERGED_FILES, is_training_checkpoint, save_processor
 from updp_hf.model.modeling_updp import UPDPForImageClassification
 from updp_hf.reporting.card import CARD_NAME, PICTURES, add_card, is_generated
-from updp_hf.reporting.report import REPORT_NAME, Report, report_in
-from updp_hf.training.checkpoints import is_training_checkpoint
+from updp_hf.reporting.measure import report_in
+from updp_hf.reporting.report import REPORT_NAME, Report
 
 __all__ = ["push_folder", "push_model"]
 

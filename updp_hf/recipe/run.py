@@ -21,10 +21,11 @@ from updp_hf.data.images import ImageDataset
 from updp_hf.data.sources import DataArguments, Splits, load_splits
 from updp_hf.data.streams import Tally, image_stream
 from updp_hf.errors import UPDPError
+from updp_hf.processes import on_main_process
 from updp_hf.recipe.command_line import Layer, parse_arguments
 from updp_hf.recipe.pretrained import load_checkpoint, load_teacher, refuse_untrained, save_tiny
-from updp_hf.reporting.report import Report, numbers, side_by_side, speed_ups
-from updp_hf.selection.scores import agreed
+from updp_hf.reporting.report import Report
+from updp_hf.reporting.tables import numbers, side_by_side, speed_ups
 from updp_hf.training.arguments import UPDPTrainingArguments
 from updp_hf.training.checkpoints import last_checkpoint
 from updp_hf.training.losses import label_loss
@@ -133,9 +134,9 @@ def prepare(
     """
     set_seed(args.seed)
     args.ignore_data_skip |= data.streaming  # instead a stream goes on in another order
-    first_step = agreed(lambda: step_to_go_on_from(args), PartialState()) if data.streaming else 0
+    first_step = on_main_process(lambda: step_to_go_on_from(args), PartialState()) if data.streaming else 0
     # On the main process first, which downloads; the others are told if it cannot.
-    agreed(lambda: bool(load_splits(data, args.seed)), PartialState())
+    on_main_process(lambda: bool(load_splits(data, args.seed)), PartialState())
     splits = load_splits(data, args.seed, first_step=first_step)
     with PartialState().main_process_first():
         if args.smoke:

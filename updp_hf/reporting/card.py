@@ -16,7 +16,8 @@ from updp_hf.core.plan.site import Form
 from updp_hf.model.modeling_updp import UPDPForImageClassification
 from updp_hf.reporting.plots import Fate, fates_of, plot_before_after, plot_blocks, plot_schedule
 from updp_hf.reporting.provenance import is_hub_id
-from updp_hf.reporting.report import Report, latency_facts, numbers, side_by_side, speed_ups
+from updp_hf.reporting.report import HeldOutSet, Report
+from updp_hf.reporting.tables import NOT_MEASURED, latency_facts, numbers, side_by_side, speed_ups
 
 __all__ = ["CARD_NAME", "PICTURES", "add_card", "draw_pictures", "is_generated", "render_card", "write_card"]
 
@@ -29,7 +30,6 @@ GENERATED = (
     "that was edited is not written over. -->"
 )
 _STOCK_MARK = "generated automatically according to the information the Trainer had access to"
-NOT_MEASURED = "not measured"
 _TAGS = ("pruned", "depth-pruning", "updp")
 _LEFT = {
     Form.MERGE: "one map",
@@ -68,7 +68,7 @@ def render_card(report: Report, repo_id: str, pictures: Collection[str] = tuple(
         generated=GENERATED,
         metadata=_metadata(report, name).to_yaml(),
         base_model=_base_model(report),
-        is_stock=report.model.get("merged_class") not in (None, UPDPForImageClassification.__name__),
+        is_stock=bool(report.model and report.model.merged_class not in (None, UPDPForImageClassification.__name__)),
         fates=fates,
         outcome=_outcome(fates.values()),
         merges=Fate.MERGED in fates.values(),
@@ -80,7 +80,7 @@ def render_card(report: Report, repo_id: str, pictures: Collection[str] = tuple(
         metric=_metric,
         at_most=_at_most,
         runtimes=side_by_side(
-            {name: latency_facts(seconds) for name, seconds in report.onnx.get("latency", {}).items()}
+            {name: latency_facts(seconds) for name, seconds in (report.onnx.latency if report.onnx else {}).items()}
         ),
         arguments=side_by_side({"value": {f"`{key}`": f"`{value}`" for key, value in report.arguments.items()}}),
     )
@@ -110,7 +110,7 @@ def draw_pictures(report: Report, folder: Path) -> list[str]:
     has_facts = {
         "before_after.png": True,
         "blocks.png": bool(fates_of(report)),
-        "schedule.png": bool(report.training.get("steps")),
+        "schedule.png": bool(report.training and report.training.steps),
     }
     for name, draw in PICTURES.items():
         if has_facts[name]:
@@ -137,14 +137,14 @@ def _signed(text: str) -> str:
 def _metadata(report: Report, name: str) -> ModelCardData:
     """Return the head of the card: https://huggingface.co/docs/hub/model-cards."""
     given = report.metadata
-    where = report.evaluated_on
+    where = report.evaluated_on or HeldOutSet()
     results = [
         EvalResult(
             task_type="image-classification",
             task_name="Image Classification",
-            dataset_type=where.get("id", "unknown"),
-            dataset_name=where.get("name", "unknown"),
-            dataset_split=where.get("split"),
+            dataset_type=where.id or "unknown",
+            dataset_name=where.name or "unknown",
+            dataset_split=where.split,
             metric_type=metric,
             metric_name=metric,
             metric_value=round(value, 6),

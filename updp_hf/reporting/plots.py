@@ -12,7 +12,8 @@ from matplotlib.patches import FancyBboxPatch
 
 from updp_hf.core.plan.site import Form
 from updp_hf.core.schedule import ramp
-from updp_hf.reporting.report import Report, numbers
+from updp_hf.reporting.report import Report
+from updp_hf.reporting.tables import numbers
 
 if TYPE_CHECKING:
     from updp_hf.selection.pareto import Front
@@ -138,8 +139,9 @@ def _bars(axes: Axes, title: str, values: Sequence[float | None], form: str) -> 
 def plot_schedule(report: Report, file: Path) -> None:
     """Draw λ over the steps of training, and the accuracy at each evaluation."""
     training = report.training
-    shape = ramp(training["ramp"], training["ramp_start"], training["ramp_end"])
-    steps = training["steps"]
+    assert training is not None
+    shape = ramp(training.ramp, training.ramp_start, training.ramp_end)  # type: ignore[arg-type]
+    steps = training.steps
     figure = Figure(figsize=(6, 2.4), layout="constrained", facecolor=PAPER)
     axes = figure.subplots()
     _plain(axes)

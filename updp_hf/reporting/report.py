@@ -1,55 +1,30 @@
 """The facts of one run, written beside the merged model. No number in a card comes from anywhere else."""
 
-import hashlib
 import json
-import os
-import platform
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-import torch
-from torch import nn
-from transformers import AutoModelForImageClassification, PreTrainedModel, TrainingArguments
-from transformers.utils import logging
-
-from updp_hf.core.cost import count_macs, count_parameters, measure_latency
+from updp_hf.core.cost import LatencyTable
 from updp_hf.core.plan.plan import library_versions
 from updp_hf.core.plan.schema import from_values
 from updp_hf.errors import UPDPError
-from updp_hf.model.configuration_updp import UPDPConfig
-from updp_hf.model.modeling_updp import UPDPForImageClassification, base_config
-from updp_hf.surgery.find import blocks_of
-from updp_hf.surgery.model_io import example_inputs_of
-from updp_hf.training.arguments import UPDPTrainingArguments
+from updp_hf.reporting.tables import latency_facts
 
 __all__ = [
+    "REPORT_NAME",
     "Cost",
+    "HeldOutSet",
+    "LatencyConditions",
+    "ModelFacts",
+    "OnnxFacts",
     "Report",
-    "changed_arguments",
-    "device_name",
-    "digest_of_weights",
-    "latency_facts",
-    "measure_costs",
-    "model_facts",
-    "numbers",
-    "report_in",
-    "report_of",
-    "side_by_side",
-    "speed_ups",
+    "SelectionFacts",
+    "TrainingFacts",
 ]
 
-logger = logging.get_logger(__name__)
-
 REPORT_NAME = "updp_report.json"
-WEIGHTS_NAMES = ("model.safetensors", "model-*-of-*.safetensors")
-"""Files of the weights, as patterns."""
-_FILLED_IN = ("accelerator_config", "dataloader_pin_memory", "ddp_find_unused_parameters", "do_eval", "report_to")
-"""What the arguments make of their own defaults."""
-_NO_FACTS = ("disable_tqdm", "logging_steps")
-"""What changes nothing of the result."""
-_PRIVATE = ("token", "dir", "or_path", "plan", "hub", "run_name", "resume", "project", "trackio")
 
 
 @dataclass(frozen=True)
@@ -69,43 +44,100 @@ class Cost:
         }
 
 
-def _size(item: tuple[str, float]) -> int:
-    return int(item[0])
+@dataclass(frozen=True)
+class LatencyConditions:
+    """How latencies were measured."""
+
+    device: str = "device not recorded"
+    dtype: str = "dtype not recorded"
+    threads: int | None = None
+    rounds: int | None = None
+    statistic: str = "median"
+    mode: str = "eager"
+
+    def __str__(self) -> str:
+        known = {name: value for name, value in asdict(self).items() if value is not None and name != "mode"}
+        return ", ".join(f"{name}: {value}" for name, value in known.items())
 
 
-def latency_facts(seconds: Mapping[str, float]) -> dict[str, str]:
-    """Return latencies in seconds, by batch size, as people read them."""
-    return {f"latency, batch {size}": f"{value * 1e3:.2f} ms" for size, value in sorted(seconds.items(), key=_size)}
+@dataclass(frozen=True)
+class ModelFacts:
+    """The class of the unpruned model, that of the merged one, and the architecture if it is one of timm's."""
+
+    base_class: str | None = None
+    merged_class: str | None = None
+    timm_architecture: str | None = None
 
 
-def speed_ups(before: Mapping[str, float] | None, after: Mapping[str, float] | None) -> dict[str, float]:
-    """Return how many times as fast the second is, by batch size, where both were measured."""
-    before, after = before or {}, after or {}
-    return {size: before[size] / after[size] for size in sorted(before, key=int) if size in after}
+@dataclass(frozen=True)
+class SelectionFacts:
+    """How the sites were chosen."""
+
+    selector: str | None = None
+    budget: str | None = None
+    candidates: list[str] = field(default_factory=list)
+    reasons: dict[str, str] = field(default_factory=dict)  # why other blocks were no candidates, by block
+    seconds: float | None = None
+    speed_up: float | None = None  # of the merged model, if one was asked for
 
 
-@dataclass
+@dataclass(frozen=True)
+class TrainingFacts:
+    """The schedule of λ, how long training was and where it ran."""
+
+    ramp: str
+    ramp_start: float
+    ramp_end: float
+    steps: int
+    epochs: float
+    processes: int
+    device: str
+    steps_done: int | None = None
+    seconds: float | None = None  # None if not all of them were counted
+
+
+@dataclass(frozen=True)
+class HeldOutSet:
+    """The images that were evaluated on."""
+
+    name: str | None = None
+    id: str | None = None  # on the Hub
+    split: str | None = None
+    images: int | None = None
+
+
+@dataclass(frozen=True)
+class OnnxFacts:
+    """What exporting to ONNX measured."""
+
+    opset: int
+    difference: float  # from PyTorch's logits, relative to the largest one
+    latency: dict[str, dict[str, float]] = field(default_factory=dict)  # median seconds by runtime and batch size
+    conditions: LatencyConditions | None = None
+
+
+@dataclass(frozen=True)
 class Report:
-    """The facts of one run: None and empty mean "not measured"."""
+    """The facts of one run: None and empty mean "not measured" or "not recorded"."""
 
-    plan: dict[str, Any]
+    plan: dict[str, Any]  # as `Plan.to_dict` writes it
     before: Cost
     after: Cost
-    model: dict[str, str] = field(default_factory=dict)  # its classes, see `model_facts`
+    model: ModelFacts | None = None
     blocks: list[str] = field(default_factory=list)  # of the unpruned network, in order of execution
     merge_error: float | None = None
     metrics_before: dict[str, Any] = field(default_factory=dict)
     metrics_after: dict[str, Any] = field(default_factory=dict)
     metrics_without_training: dict[str, Any] = field(default_factory=dict)
-    latency_conditions: dict[str, Any] = field(default_factory=dict)
-    latencies: dict[str, Any] = field(default_factory=dict)  # by which the sites were chosen, if they were
-    selection: dict[str, Any] = field(default_factory=dict)  # how the sites were chosen, if no plan was given
-    arguments: dict[str, Any] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)  # ramp, steps, processes, device and time
+    latency_conditions: LatencyConditions | None = None
+    latencies: LatencyTable | None = None  # by which the sites were chosen, if they were
+    selection: SelectionFacts | None = None  # None if a plan was given
+    arguments: dict[str, Any] = field(default_factory=dict)  # those that differ from the defaults
+    training: TrainingFacts | None = None
     history: list[dict[str, Any]] = field(default_factory=list)  # step, λ and metrics of each evaluation
-    evaluated_on: dict[str, Any] = field(default_factory=dict)  # name, id, split and images of the held-out set
+    evaluated_on: HeldOutSet | None = None
     metadata: dict[str, Any] = field(default_factory=dict)  # for the head of the card: licence, datasets, tags
-    onnx: dict[str, Any] = field(default_factory=dict)  # what exporting measured, if it was exported
+    onnx: OnnxFacts | None = None
     seed: int | None = None
     weights: str | None = None  # SHA-256 of the weights that all this is true of
     versions: dict[str, str] = field(default_factory=library_versions)
@@ -123,11 +155,14 @@ class Report:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Self:
-        """Read the JSON values that `save` wrote.
+        """Read the JSON values that `save` wrote, in this version or in an earlier one.
 
         Raises:
             ValueError: they are not those of a report.
         """
+        if isinstance(document, Mapping):
+            # Release 0.1 wrote an empty object for a part that was not measured.
+            document = {name: None if name in _PARTS and value == {} else value for name, value in document.items()}
         try:
             return from_values(cls, document)
         except ValueError as error:
@@ -148,180 +183,4 @@ class Report:
         return cls.from_dict(document)
 
 
-def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Leave out what is no number: a `compute_metrics` may return a confusion matrix, too."""
-    return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-
-
-def digest_of_weights(folder: str | Path) -> str | None:
-    """Return the SHA-256 of the safetensors files in `folder`, None if there are none."""
-    files = sorted(file for pattern in WEIGHTS_NAMES for file in Path(folder).glob(pattern))
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            while piece := stream.read(2**20):
-                digest.update(piece)
-    return digest.hexdigest() if files else None
-
-
-def report_in(folder: str | Path, model: PreTrainedModel) -> Report:
-    """Return the report in `folder` if it is about the weights there, else one with what `model` itself tells.
-
-    A model that was trained on, or merged by hand, has no figures but those that can be counted.
-
-    Raises:
-        ValueError: the model is a stock one, of which nothing tells that it was pruned.
-    """
-    metadata: dict[str, Any] = {}
-    if (Path(folder) / REPORT_NAME).is_file():
-        try:
-            report = Report.load(folder)
-        except ValueError as error:
-            logger.warning(f"{error} What it says is left out of the card.")
-        else:
-            if report.weights == digest_of_weights(folder):
-                return report
-            metadata = report.metadata
-            logger.warning(
-                f"The report in {folder} is about other weights than those that lie there, so its figures are left out "
-                "of the card."
-            )
-    return replace(report_of(model), metadata=metadata, weights=digest_of_weights(folder))
-
-
-def report_of(
-    merged: PreTrainedModel,
-    batch_sizes: Sequence[int] = (),
-    *,
-    base: nn.Module | None = None,
-    plan: Mapping[str, Any] | None = None,
-) -> Report:
-    """Return what a merged model tells: what was pruned, and what it costs before and after.
-
-    Args:
-        merged: the model.
-        batch_sizes: the batch sizes to measure latency at; none measures no latency.
-        base: the unpruned model; by default one of its structure, built from the configuration.
-        plan: the plan that was followed, by default that in the configuration.
-
-    Raises:
-        ValueError: the model is a stock one that does not tell what was pruned, and no `base` is given.
-    """
-    if base is None:
-        if merged.config.model_type != UPDPConfig.model_type:
-            raise UPDPError(
-                f"A stock {type(merged).__name__} does not tell what was pruned of it: keep the {REPORT_NAME} that "
-                "`save_model` left beside its weights."
-            )
-        base = AutoModelForImageClassification.from_config(base_config(merged.config))
-        base = base.to(merged.device, merged.dtype)
-    costs, conditions = measure_costs({"before": base, "after": merged}, batch_sizes)
-    return Report(
-        plan=dict(plan or getattr(merged.config, "plan", None) or {"sites": []}),
-        before=costs["before"],
-        after=costs["after"],
-        model=model_facts(base, merged),
-        blocks=blocks_of(base),
-        merge_error=getattr(merged.config, "merge_error", None),
-        latency_conditions=conditions,
-    )
-
-
-def model_facts(base: nn.Module, merged: nn.Module) -> dict[str, str]:
-    """Return the class of the unpruned model, that of the merged one, and the architecture if it is one of timm's."""
-    facts = {"base_class": type(base).__name__, "merged_class": type(merged).__name__}
-    if isinstance(base, UPDPForImageClassification):
-        base = base.base
-    architecture = getattr(getattr(base, "config", None), "architecture", None)
-    return facts if architecture is None else {**facts, "timm_architecture": str(architecture)}
-
-
-def measure_costs(
-    models: Mapping[str, nn.Module], batch_sizes: Sequence[int] = (), rounds: int = 15
-) -> tuple[dict[str, Cost], dict[str, Any]]:
-    """Return what each model costs, and the conditions under which the latency was measured.
-
-    Args:
-        models: models for the same images, on one device.
-        batch_sizes: the batch sizes to measure latency at; none measures no latency.
-        rounds: how often each model runs at each batch size, the models in turn.
-    """
-    first = next(iter(models.values()))
-    for model in models.values():
-        model.eval()
-    latency: dict[str, dict[str, float]] = {}
-    conditions: dict[str, Any] = {}
-    if batch_sizes:
-        medians = measure_latency(models, [example_inputs_of(first, size) for size in batch_sizes], rounds=rounds)
-        latency = {name: dict(zip(map(str, batch_sizes), times, strict=True)) for name, times in medians.items()}
-        parameter = next(first.parameters())
-        conditions = {
-            "device": device_name(parameter.device),
-            "dtype": str(parameter.dtype).removeprefix("torch."),
-            "threads": torch.get_num_threads(),
-            "rounds": rounds,
-            "statistic": "median, the models in turn",
-            "mode": "eager",
-        }
-    example = example_inputs_of(first)
-    costs = {
-        name: Cost(count_parameters(model), count_macs(model, example), latency.get(name))
-        for name, model in models.items()
-    }
-    return costs, conditions
-
-
-def side_by_side(columns: Mapping[str, Mapping[str, str]]) -> str:
-    """Return a Markdown table with one column of facts for each name; a fact that one lacks reads "not measured"."""
-    names = list(dict.fromkeys(name for facts in columns.values() for name in facts))
-    rows = [
-        ["", *columns],
-        *([name, *(facts.get(name, "not measured") for facts in columns.values())] for name in names),
-    ]
-    rows = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    rule = "-|-".join("-" * width for width in widths)
-    return "\n".join([f"| {lines[0]} |", f"|-{rule}-|", *(f"| {line} |" for line in lines[1:])])
-
-
-def changed_arguments(args: TrainingArguments) -> dict[str, Any]:
-    """Return the training arguments that differ from the library's defaults, without folders, tokens and the plan."""
-    library = UPDPTrainingArguments if isinstance(args, UPDPTrainingArguments) else TrainingArguments
-    # No second object is made to compare with: that would reset the state of accelerate, which the trainer needs.
-    defaults = {known.name: known.default for known in fields(library)}
-    return {
-        name: value
-        for name, value in args.to_dict().items()
-        if _given(value) != _given(defaults.get(name))
-        and name not in (*_FILLED_IN, *_NO_FACTS)
-        and not any(part in name for part in _PRIVATE)
-        and not any(_is_place(text) for text in _texts(value))
-    }
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, Mapping):
-        yield from _texts(list(value.values()))
-    elif isinstance(value, list | tuple):
-        for each in value:
-            yield from _texts(each)
-    elif isinstance(value, str):
-        yield value
-
-
-def _is_place(text: str) -> bool:
-    """Return whether `text` may tell of somebody's machine."""
-    return text.startswith(("/", "~", ".")) or "://" in text or Path(text).is_absolute()
-
-
-def _given(value: Any) -> Any:
-    """Return `value` as `to_dict` writes it, and None for all the ways to say that nothing was given."""
-    return None if value is MISSING or value is False or value in ("", []) else getattr(value, "value", value)
-
-
-def device_name(device: torch.device) -> str:
-    """Return what `device` is, for people."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type} ({platform.machine()}, {os.cpu_count()} cores)"
+_PARTS = ("evaluated_on", "latencies", "latency_conditions", "model", "onnx", "selection", "training")

@@ -7,7 +7,9 @@ from transformers import PreTrainedModel
 from updp_hf.core.cost import LatencyTable
 from updp_hf.core.plan.site import Form, Refusal, Site
 from updp_hf.errors import ExportError, UPDPError
-from updp_hf.reporting.report import Cost, measure_costs, side_by_side
+from updp_hf.reporting.measure import measure_costs
+from updp_hf.reporting.report import Cost
+from updp_hf.reporting.tables import NOT_MEASURED, side_by_side
 from updp_hf.surgery.find import find_sites
 
 __all__ = ["few", "sites_table"]
@@ -33,7 +35,7 @@ def sites_table(model: PreTrainedModel, name: str, forms: Sequence[Form], batch_
     costs, conditions = measure_costs({name: model}, [] if batch_size is None else [batch_size])
     cost = costs[name]
     kind = type(model).__name__
-    where = {fact: str(value) for fact, value in conditions.items() if fact in ("device", "dtype", "threads")}
+    where = {} if conditions is None else {n: str(getattr(conditions, n)) for n in ("device", "dtype", "threads")}
     parts = [side_by_side({name: {"model class": kind, **cost.facts(), **where}})]
     if sites:
         parts.append(_table(sites, cost))
@@ -65,7 +67,7 @@ def _table(sites: Sequence[Site], cost: Cost) -> str:
 def _saved(sites: Sequence[Site], cost: Cost) -> dict[str, str]:
     """Return what closing `sites` saves, and which share of the model's that is."""
     macs, parameters = sum(site.macs_saved for site in sites), sum(site.params_saved for site in sites)
-    latency = "not measured"
+    latency = NOT_MEASURED
     if cost.latency and all(site.seconds_saved is not None for site in sites):
         (total,) = cost.latency.values()
         seconds = sum(site.seconds_saved or 0.0 for site in sites)

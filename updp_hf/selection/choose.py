@@ -1,37 +1,160 @@
-"""From a budget to the sites to close: what a choice has to save, and whether the merged model keeps to it."""
+"""From a budget to a plan: the candidates of a model, what a choice has to save, and the selector's choice."""
 
-import math
-from collections.abc import Sequence
-from dataclasses import replace
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any, Literal
 
 from accelerate import PartialState
-from torch import nn
+from torch import Tensor, nn
 from transformers.utils import logging
 
-from updp_hf.core.cost import count_macs, count_parameters, measure_latency
-from updp_hf.core.gates.contexts import evaluation
+from updp_hf.core.cost import LatencyTable
 from updp_hf.core.plan.budget import Budget, Demand
 from updp_hf.core.plan.plan import Plan
-from updp_hf.core.plan.site import Site
-from updp_hf.errors import PlanError
-from updp_hf.selection.scores import agreed
-from updp_hf.selection.selectors import Selector
-from updp_hf.surgery.calibrate import calibrated_copy
-from updp_hf.surgery.find import close_
-from updp_hf.surgery.merge import merge
-from updp_hf.surgery.model_io import example_inputs_of
+from updp_hf.core.plan.site import DEFAULT_FORM, Form, Site
+from updp_hf.errors import UPDPError
+from updp_hf.processes import on_main_process
+from updp_hf.selection.demand import Measure, demand_of, measure_merged
+from updp_hf.selection.selectors import Selector, fittest, selector_by_name
+from updp_hf.selection.supernet import SUPERNET, SupernetTraining
+from updp_hf.surgery.find import find_sites, require_sites
+from updp_hf.surgery.model_io import base_model_of, check_batches
 
-__all__ = ["demand_of", "measure_merged", "select"]
+__all__ = ["Candidates", "Selection", "candidates_of", "choose", "select"]
 
 logger = logging.get_logger(__name__)
 
 ATTEMPTS = 4
 """How often a choice is made at most, if it is not fast enough."""
-ROUNDS = 31
-"""How often a merged network and the checkpoint run in turn: what is decided by it should not be noise."""
 LEAST = 0.01
 """The least share of the latency that closing is taken to save, and by which more is asked for."""
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The sites of a model that can be chosen, in order of execution."""
+
+    sites: tuple[Site, ...]
+    reasons: Mapping[str, str]
+    """By block, why it has no candidate."""
+    latencies: LatencyTable | None
+    """What was measured of the modules, if sites are to save latency and not MACs."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was chosen, and how."""
+
+    plan: Plan
+    selector: str
+    budget: Budget
+    candidates: tuple[Site, ...]
+    """The sites among which was chosen."""
+    reasons: Mapping[str, str]
+    """By block, why it has no candidate."""
+    seconds: float
+    speed_up: float | None = None
+    """Latency before / after with the choice merged, where the budget asks for a speed-up."""
+    latencies: LatencyTable | None = None
+    supernet: nn.Module | None = None
+    """The supernet, where one was trained."""
+
+
+def choose(
+    model: nn.Module,
+    budget: Budget,
+    images: Iterable[Mapping[str, Any] | Tensor],
+    *,
+    form: Form | str = DEFAULT_FORM,
+    cost: Literal["macs", "latency"] = "macs",
+    selector: str = "greedy",
+    supernet: SupernetTraining | None = None,
+    start: Literal["inherit", "fit"] = "fit",
+    end_activation: str | None = None,
+    batch_size: int = 1,
+    seed: int = 0,
+    processes: PartialState | None = None,
+    **settings: Any,
+) -> Selection:
+    """Choose which sites of `model` to close, so that it keeps to the budget. The model is left as it is.
+
+    Args:
+        model: the checkpoint.
+        budget: how much to prune.
+        images: batches to fit to and to score by.
+        form: what closing leaves of a block.
+        cost: what a candidate has to save.
+        selector: one of `SELECTORS`, or `supernet`.
+        supernet: how a supernet is trained, for the selector of that name.
+        start: that of the plan, see `Plan`.
+        end_activation: that of the plan, see `Plan`.
+        batch_size: images in the forward of which latency is measured.
+        seed: of what is drawn.
+        processes: those that share the work; all get the main one's plan.
+        **settings: those of `search` in a supernet.
+
+    Raises:
+        PlanError: the model has no sites, or the budget cannot be met.
+        ValueError: there are no images, or no such selector.
+    """
+    begin = time.perf_counter()
+    images = check_batches(images)
+    if budget.speed_up is not None:
+        cost = "latency"
+    found = candidates_of(model, form, cost, batch_size=batch_size, processes=processes)
+    demand_of_all = partial(demand_of, end_activation=end_activation, batch_size=batch_size)
+    sites, demand = on_main_process(lambda: demand_of_all(model, found.sites, budget), processes)
+    trained = None
+    if selector == SUPERNET:
+        if supernet is None:
+            raise UPDPError("The selector is 'supernet', but how one is trained was not given: pass `supernet`.")
+        trained = supernet.run(Plan(sites, start, end_activation), images, processes)
+        selects = fittest(trained.fitness, **{"seed": seed, **settings})
+    else:
+        selects = selector_by_name(selector, model, sites, images, seed=seed, processes=processes)
+    chosen, speed_up = select(
+        model, sites, demand, selects, speed_up=budget.speed_up, batch_size=batch_size, processes=processes
+    )
+    plan = Plan(chosen, start, end_activation, base_model=base_model_of(model))
+    return Selection(
+        plan=on_main_process(lambda: plan, processes),
+        selector=selector,
+        budget=budget,
+        candidates=sites,
+        reasons=found.reasons,
+        seconds=time.perf_counter() - begin,
+        speed_up=speed_up,
+        latencies=found.latencies,
+        supernet=None if trained is None else trained.network,
+    )
+
+
+def candidates_of(
+    model: nn.Module,
+    form: Form | str,
+    cost: Literal["macs", "latency"] = "macs",
+    *,
+    batch_size: int = 1,
+    processes: PartialState | None = None,
+) -> Candidates:
+    """Return the sites of `model` of one form that make it cheaper, those that the main process finds.
+
+    Raises:
+        PlanError: there are none.
+    """
+    latencies = LatencyTable(batch_size) if cost == "latency" else None
+
+    def find() -> Candidates:
+        sites = require_sites(model, form, latencies=latencies)
+        found = find_sites(model, [form], latencies=latencies)
+        reasons = {refusal.block: refusal.reason for refusal in found.refused}
+        reasons |= {site.block: f"closing it would not save {cost}" for site in found.sites if not site.pays}
+        blocks = {site.block for site in sites}
+        return Candidates(sites, {block: why for block, why in reasons.items() if block not in blocks}, latencies)
+
+    return on_main_process(find, processes)
 
 
 def select(
@@ -43,8 +166,9 @@ def select(
     speed_up: float | None = None,
     batch_size: int = 1,
     processes: PartialState | None = None,
-) -> tuple[Site, ...]:
-    """Return the sites that `selector` chooses, in order of execution.
+    measure: Measure = measure_merged,
+) -> tuple[tuple[Site, ...], float | None]:
+    """Return the sites that `selector` chooses, in order of execution, and the speed-up measured, if one is asked for.
 
     If a `speed_up` is asked for, the model with these sites merged is measured, and the choice is made again, asking
     for more, if it falls short.
@@ -57,79 +181,24 @@ def select(
         speed_up: latency before / after that is asked for.
         batch_size: images in the forward of which the latency is measured.
         processes: with several, the main one measures.
+        measure: what measures.
     """
+    measured = None
     for _ in range(ATTEMPTS):
         choice = selector(demand)
         chosen = tuple(sites[index] for index in choice)
         if speed_up is None or len(choice) == len(sites):
+            measured = None
             break
-        before, after = agreed(partial(measure_merged, model, chosen, batch_size), processes)
+        before, after = on_main_process(partial(measure, model, chosen, batch_size), processes)
         logger.info("%d of %d sites closed: measured %.2f× as fast.", len(chosen), len(sites), before / after)
-        if before / after >= speed_up:
+        measured = before / after
+        if measured >= speed_up:
             break
         # These sites save less than was expected of them: ask for as much more, and a little, lest nothing changes.
         lacking = before * (1 - 1 / speed_up) / max(before - after, before * LEAST)
         required = max(demand.required * lacking, sum(demand.savings[index] for index in choice) * (1 + LEAST))
         demand = replace(demand, required=min(required, sum(demand.savings)))
     else:
-        logger.warning(f"A speed-up of {speed_up:g}× was asked for, and {before / after:.2f}× was measured at last.")
-    return chosen
-
-
-def demand_of(
-    model: nn.Module,
-    sites: Sequence[Site],
-    budget: Budget,
-    *,
-    end_activation: str | None = None,
-    batch_size: int = 1,
-) -> tuple[tuple[Site, ...], Demand]:
-    """Return those of `sites` that save what `budget` counts, and what a choice of them has to save.
-
-    Each is taken to save as much whatever else is closed, which is exact but for latency. There the model with all of
-    them merged is measured, and what that saves is shared out by their own latencies where those were measured, else
-    by their MACs.
-
-    Raises:
-        PlanError: even all of them together save too little.
-    """
-    if budget.num_blocks is not None:
-        savings, required = [1.0 for _ in sites], float(budget.num_blocks)
-        possible = f"the model has {len(sites)} sites"
-    elif budget.speed_up is not None:
-        before, after = measure_merged(model, sites, batch_size)
-        shares = [float(s.macs_saved if s.seconds_saved is None else s.seconds_saved) for s in sites]
-        savings = [max(before - after, 0.0) * share / sum(shares) for share in shares]
-        required = before * (1 - 1 / budget.speed_up)
-        best = math.floor(100 * before / after) / 100  # rounded so that it can be asked for, as below
-        possible = f"closing all {len(sites)} sites makes the model {best:.2f}× as fast"
-    else:
-        if budget.macs is not None:
-            savings, total = [float(s.macs_saved) for s in sites], count_macs(model, example_inputs_of(model))
-        else:
-            ends = 0 if end_activation is None else 2  # weight and bias of the BatchNorm that is put behind a block
-            savings = [float(s.params_saved - ends * s.channels) for s in sites]
-            total = count_parameters(model)
-        required = total * (1 - (budget.macs or budget.parameters or 0.0))
-        useful = [saving for saving in savings if saving > 0]
-        left = math.ceil(1000 * (1 - sum(useful) / total)) / 1000
-        possible = f"closing all {len(useful)} sites that save any leaves {left:.1%}"
-    kept = [index for index, saving in enumerate(savings) if saving > 0]
-    demand = Demand(tuple(savings[index] for index in kept), required)
-    if not demand.is_met(range(len(kept))):
-        raise PlanError(f"The budget is {budget}, but {possible}: ask for no more than that, or choose another form.")
-    return tuple(sites[index] for index in kept), demand
-
-
-def measure_merged(model: nn.Module, sites: Sequence[Site], batch_size: int = 1) -> tuple[float, float]:
-    """Return the latency of `model` and that of a copy with `sites` merged, the two in turn: medians in seconds.
-
-    The copy is not trained, and it computes something else than a trained one in the same time.
-    """
-    # Not calibrated, the values might grow from block to block.
-    pruned = calibrated_copy(model, Plan(tuple(sites)), [example_inputs_of(model, 2)])
-    close_(pruned)
-    models = {"before": model, "after": merge(pruned, tolerance=math.inf)}
-    with evaluation(models["before"]), evaluation(models["after"]):
-        medians = measure_latency(models, [example_inputs_of(model, batch_size)], rounds=ROUNDS)
-    return medians["before"][0], medians["after"][0]
+        logger.warning(f"A speed-up of {speed_up:g}× was asked for, and {measured:.2f}× was measured at last.")
+    return chosen, measured

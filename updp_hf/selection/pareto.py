@@ -13,15 +13,18 @@ from transformers.utils import logging
 
 from updp_hf.core.plan.budget import Demand
 from updp_hf.core.plan.plan import Plan
-from updp_hf.core.plan.site import Site
+from updp_hf.core.plan.site import DEFAULT_FORM, Form, Site
 from updp_hf.core.search import Fitness, search
-from updp_hf.reporting.plots import plot_front
-from updp_hf.selection.choose import measure_merged
-from updp_hf.selection.scores import ScoreHistory, agreed, closeness, spread
+from updp_hf.processes import on_main_process, split_over_processes
+from updp_hf.selection.choose import candidates_of
+from updp_hf.selection.demand import Measure, measure_merged
+from updp_hf.selection.score_history import ScoreHistory
+from updp_hf.selection.scores import closeness
+from updp_hf.selection.supernet import SupernetTraining
 from updp_hf.surgery.calibrate import calibrated_copy
 from updp_hf.surgery.model_io import base_model_of, check_batches
 
-__all__ = ["Front", "Point", "fitted_fitness", "front_of"]
+__all__ = ["FRONT_NAME", "Front", "Point", "fitted_fitness", "front_of", "pareto_front"]
 
 logger = logging.get_logger(__name__)
 
@@ -48,16 +51,11 @@ class Front:
     score: str  # what it is
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write `pareto.json` and, as a picture, `pareto.png` into `folder`.
-
-        Raises:
-            ImportError: matplotlib is missing, after the JSON has been written.
-        """
+        """Write `pareto.json` into `folder`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         document = json.dumps(asdict(self), indent=2, sort_keys=True)
         (folder / f"{FRONT_NAME}.json").write_text(document + "\n", encoding="utf-8")
-        plot_front(self, folder / f"{FRONT_NAME}.png")
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Self:
@@ -65,6 +63,48 @@ class Front:
         document = json.loads((Path(folder) / f"{FRONT_NAME}.json").read_text(encoding="utf-8"))
         points, beaten = (tuple(Point(**point) for point in document[name]) for name in ("points", "beaten"))
         return cls(points, beaten, document["batch_size"], document["score"])
+
+
+def pareto_front(
+    model: nn.Module,
+    images: Iterable[Mapping[str, Any] | Tensor],
+    *,
+    form: Form | str = DEFAULT_FORM,
+    cost: Literal["macs", "latency"] = "macs",
+    supernet: SupernetTraining | None = None,
+    start: Literal["inherit", "fit"] = "fit",
+    end_activation: str | None = None,
+    batch_size: int = 1,
+    processes: PartialState | None = None,
+    **settings: Any,
+) -> Front:
+    """Return the choices of sites that no other one beats in both score and latency. The model is left as it is.
+
+    The score is that of the supernet if one is to be trained, else the negated divergence from the predictions of
+    `model` with every closed site fitted by least squares. The arguments are those of `choose`.
+
+    Raises:
+        PlanError: the model has no sites.
+    """
+    images = check_batches(images)
+    sites = candidates_of(model, form, cost, batch_size=batch_size, processes=processes).sites
+    if supernet is not None:
+        fitness: Fitness = supernet.run(Plan(sites, start, end_activation), images, processes).fitness
+        score = "supernet: negated cross entropy, nats"
+    else:
+        fitness = fitted_fitness(model, sites, images, processes)
+        score = "fitted: negated divergence from the checkpoint, nats"
+    return front_of(
+        model,
+        sites,
+        fitness,
+        score=score,
+        start=start,
+        end_activation=end_activation,
+        batch_size=batch_size,
+        processes=processes,
+        **settings,
+    )
 
 
 def front_of(
@@ -77,6 +117,7 @@ def front_of(
     end_activation: str | None = None,
     batch_size: int = 1,
     processes: PartialState | None = None,
+    measure: Measure = measure_merged,
     **settings: Any,
 ) -> Front:
     """Search for the best choice of every number of `sites`, measure each merged, and return the front.
@@ -90,6 +131,7 @@ def front_of(
         end_activation: that of the plans, see `Plan`; latencies are measured without it.
         batch_size: images in the forward of which the latency is measured.
         processes: with several, the main one measures.
+        measure: what measures.
         **settings: those of `search`.
     """
     points = []
@@ -98,7 +140,7 @@ def front_of(
         (value,) = fitness([choice])
         chosen = tuple(sites[index] for index in choice)
         plan = Plan(chosen, start, end_activation, base_model=base_model_of(model))
-        before, after = agreed(lambda: measure_merged(model, plan.sites, batch_size), processes)  # noqa: B023
+        before, after = on_main_process(lambda: measure(model, plan.sites, batch_size), processes)  # noqa: B023
         points.append(Point(plan.to_dict(), value, after, before / after))
         logger.info("%d blocks: score %.4g, %.2f× as fast.", count, value, before / after)
     return _front(points, batch_size, score)
@@ -124,4 +166,4 @@ def fitted_fitness(
     """Return the fitness of a choice without any training: -KL(model ‖ pruned), each site fitted by least squares."""
     images = check_batches(batches)
     gated = calibrated_copy(model, Plan(tuple(sites), start="fit"), images)
-    return ScoreHistory(spread(closeness(gated, images), processes), processes=processes)
+    return ScoreHistory(split_over_processes(closeness(gated, images), processes), processes=processes)

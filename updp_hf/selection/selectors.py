@@ -18,7 +18,8 @@ from updp_hf.core.plan.site import Site
 from updp_hf.core.search import Fitness, search
 from updp_hf.errors import UPDPError
 from updp_hf.model.layout_updp import get_slot
-from updp_hf.selection.scores import closeness, spread
+from updp_hf.processes import split_over_processes
+from updp_hf.selection.scores import closeness
 from updp_hf.surgery.calibrate import calibrate_, calibrated_copy
 from updp_hf.surgery.find import close_only_, gate_
 from updp_hf.surgery.model_io import check_batches, logits_of, model_inputs
@@ -141,7 +142,7 @@ def sensitivities(
     """
     images = check_batches(batches)
     gated = calibrated_copy(model, Plan(tuple(sites), start=start), images)
-    fitness = spread(closeness(gated, images), processes)
+    fitness = split_over_processes(closeness(gated, images), processes)
     harms = [-score for score in fitness([(index,) for index in range(len(sites))])]
     for site, harm in zip(sites, harms, strict=True):
         logger.info("Closing %s alone moves the predictions by %.3g nats.", site, harm)
@@ -166,7 +167,7 @@ def greedy(
     def select(demand: Demand) -> Choice:
         gated = copy.deepcopy(model)
         gate_(gated, Plan(tuple(sites), start="fit"))
-        fitness = spread(closeness(gated, images), processes)
+        fitness = split_over_processes(closeness(gated, images), processes)
         chosen: list[int] = []
         harm = 0.0
         while not demand.is_met(chosen):

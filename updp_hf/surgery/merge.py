@@ -17,6 +17,7 @@ from updp_hf.core.gates.gate import Gate, gates
 from updp_hf.core.plan.plan import Plan
 from updp_hf.core.plan.site import Form, Site, outermost
 from updp_hf.errors import MergeError
+from updp_hf.hf_internals import without_autocast
 from updp_hf.model.layout_updp import EPS, EndActivation, Mark, Skip, Zero, get_slot, layout_of, set_slot
 from updp_hf.model.modeling_updp import UPDPForImageClassification, with_layout
 from updp_hf.surgery.find import plan_of
@@ -51,7 +52,7 @@ def merge(
     """
     plan = plan_of(model)
     _refuse_half_open(model)
-    model = _without_autocast(model)
+    model = without_autocast(model)
     merged = copy.deepcopy(model).eval()
     del merged.updp_plan
     layout: dict[str, dict[str, Any]] = {}
@@ -114,15 +115,6 @@ def _after_earlier(plan: Plan, earlier: Mapping[str, Any] | None) -> Plan:
 
 def _clash(one: str, other: str) -> bool:
     return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
-
-
-def _without_autocast(model: nn.Module) -> nn.Module:
-    """Return the model without the autocast that accelerate wraps around `forward` to train in bf16 or fp16."""
-    if "_original_forward" not in model.__dict__:
-        return model
-    bare = copy.deepcopy(model)
-    del bare._original_forward, bare.forward
-    return bare
 
 
 def _merge_site_(merged: nn.Module, site: Site) -> dict[str, dict[str, Any]]:

@@ -13,11 +13,9 @@ from updp_hf.core.schedule import RAMP_END, ramp
 from updp_hf.errors import PlanError, UPDPError
 from updp_hf.model.layout_updp import END_ACTIVATIONS
 from updp_hf.selection.selectors import SELECTORS
+from updp_hf.selection.supernet import SUPERNET
 
-__all__ = ["SUPERNET", "UPDPTrainingArguments"]
-
-SUPERNET = "supernet"
-"""The selector that trains a supernet and searches it, beside `SELECTORS`."""
+__all__ = ["UPDPTrainingArguments"]
 
 
 @dataclass
@@ -181,6 +179,14 @@ class UPDPTrainingArguments(TrainingArguments):
         if self.plan is not None:
             return None
         return Budget(self.num_pruned_blocks, self.target_speed_up, self.target_macs, self.target_parameters)
+
+    def selection_options(self) -> dict[str, Any]:
+        """Return what `choose` and `pareto_front` are told."""
+        return {
+            **{name: getattr(self, name) for name in ("form", "start", "end_activation", "seed")},
+            "cost": self.cost if self.target_speed_up is None else "latency",
+            "batch_size": self.per_device_eval_batch_size,
+        }
 
     def given_plan(self) -> Plan | None:
         """Return the plan that the arguments give, None if the blocks are to be selected.

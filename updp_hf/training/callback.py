@@ -84,8 +84,8 @@ class UPDPCallback(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Add λ to what is logged."""
-        if logs is not None and "loss" in logs:
+        """Add λ to what is logged beside a loss, unless it is there already."""
+        if logs is not None and "loss" in logs and "lambda" not in logs:
             logs["lambda"] = self.lambda_at(max(state.global_step - 1, 0), state.max_steps)
 
     def _write(self, model: nn.Module, state: TrainerState) -> float:

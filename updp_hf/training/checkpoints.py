@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoModelForImageClassification, PreTrainedModel
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, logging
+from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from updp_hf.core.plan.plan import Plan
 from updp_hf.errors import AccessError, PlanError, UPDPError
@@ -27,7 +27,6 @@ __all__ = [
     "AVERAGE_NAME",
     "appearing_whole",
     "gated_model_in",
-    "is_training_checkpoint",
     "last_checkpoint",
     "load_checkpoint_",
     "plan_in",
@@ -106,12 +105,6 @@ def gated_model_in(checkpoint: str | Path) -> nn.Module:
     is_averaged = (Path(checkpoint) / AVERAGE_NAME).is_file()
     load_checkpoint_(model, checkpoint, AVERAGE_NAME if is_averaged else SAFE_WEIGHTS_NAME)
     return model.eval()
-
-
-def is_training_checkpoint(folder: str | Path) -> bool:
-    """Return whether the weights in `folder` are those of an unfinished pruning run, gates and all."""
-    config = Path(folder) / CONFIG_NAME
-    return config.is_file() and bool(json.loads(config.read_text(encoding="utf-8")).get("is_gated"))
 
 
 def last_checkpoint(folder: str | Path) -> str | None:

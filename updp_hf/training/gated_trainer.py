@@ -1,16 +1,13 @@
-"""The Trainer over a gated model: what annealing and supernet training have in common."""
+"""The Trainer over a gated model: what pruning and the training of a supernet have in common."""
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from itertools import islice
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
-from accelerate.utils import broadcast
-from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerState
@@ -26,17 +23,21 @@ from updp_hf.errors import UPDPError
 from updp_hf.surgery.model_io import example_inputs_of
 from updp_hf.training.arguments import UPDPTrainingArguments
 from updp_hf.training.averaging import WeightAverage
+from updp_hf.training.batch_norms import share_buffers_, synchronized_batch_norms
 from updp_hf.training.checkpoints import last_checkpoint, load_checkpoint_, save_checkpoint, whole_or_none
-from updp_hf.training.dataloaders import nothing_dropped, read_by_each_process
-from updp_hf.training.losses import distillation_losses
+from updp_hf.training.dataloaders import nothing_dropped, read_by_each_process, whole_or_nothing
+from updp_hf.training.distillation import distillation_losses
 
-__all__ = ["GatedTrainer", "synchronized_batch_norms"]
+__all__ = ["GatedTrainer"]
 
 logger = logging.get_logger(__name__)
 
 
 class GatedTrainer(Trainer):
-    """Train a gated model: strict checkpoints, statistics of one process, averaged weights, the loss of a teacher."""
+    """Train a gated model: strict checkpoints, statistics of one process, averaged weights, the loss of a teacher.
+
+    Not for use by itself: see `UPDPTrainer` and `SupernetTrainer`.
+    """
 
     args: UPDPTrainingArguments
 
@@ -64,6 +65,8 @@ class GatedTrainer(Trainer):
         """The name under which a batch holds the images."""
         return str(getattr(self.model, "main_input_name", "pixel_values"))
 
+    # training
+
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Train: see `Trainer.train`. All processes end with the same weights, averaged ones if asked for."""
         if resume_from_checkpoint is True:
@@ -81,13 +84,13 @@ class GatedTrainer(Trainer):
             if self._average is not None:
                 self.remove_callback(self._average)
                 self._average = None
-        self.share_buffers_()
+        share_buffers_(self.model)
         return output
 
     def _train(self, checkpoint: str | None, **kwargs: Any) -> TrainOutput:
         if checkpoint is not None and (state := self._finished_state(checkpoint)):
             return self._take_over(checkpoint, state)
-        with synchronized_batch_norms(self.model) if self._shares_statistics() else nullcontext():
+        with synchronized_batch_norms(self.model, self.args):
             return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
     def _finished_state(self, checkpoint: str) -> TrainerState | None:
@@ -107,13 +110,15 @@ class GatedTrainer(Trainer):
         self._load_from_checkpoint(best or checkpoint)
         return TrainOutput(state.global_step, 0.0, {})
 
-    def _shares_statistics(self) -> bool:
-        if not self.args.sync_batch_norm or self.args.world_size == 1:
-            return False
-        if self.args.device.type == "cpu":
-            logger.warning_once("SyncBatchNorm needs GPUs: on the CPU each process normalises by its own images.")
-            return False
-        return True
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Return what is decayed: matrices and kernels, and no vector whatever its name."""
+        return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Return the operations of one step: forward, and twice as many backward."""
+        return 6 * self._macs * len(next(iter(inputs.values())))
+
+    # the loss
 
     def teacher_logits(self, inputs: dict[str, Any], logits: Tensor) -> Tensor | None:
         """Return what the `logits` of this batch are to resemble, None if the labels alone teach."""
@@ -137,17 +142,20 @@ class GatedTrainer(Trainer):
             losses = distillation_losses(
                 student, teacher, hard=self.args.distillation == "hard", temperature=self.args.temperature
             )
-            # Averaged as the Trainer averages the loss of the labels: over the accumulated batch of all processes if
-            # it counted that, else over this batch.
-            if num_items_in_batch is not None and (self.model_accepts_loss_kwargs or self.compute_loss_func):
-                processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-                per_image = labels.shape[1] if labels is not None and labels.ndim == 2 else 1  # mixed labels
-                distilled = losses.sum() * processes * per_image / num_items_in_batch
-            else:
-                distilled = losses.mean()
             weight = self.args.distillation_weight
-            loss = (1 - weight) * loss + weight * distilled
+            loss = (1 - weight) * loss + weight * self._averaged(losses, labels, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
+
+    def _averaged(self, losses: Tensor, labels: Tensor | None, num_items_in_batch: Tensor | int | None) -> Tensor:
+        """Average as the Trainer averages the loss of the labels.
+
+        That is over the accumulated batch of all processes if it counted that, else over this batch.
+        """
+        if num_items_in_batch is None or not (self.model_accepts_loss_kwargs or self.compute_loss_func):
+            return losses.mean()
+        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        per_image = labels.shape[1] if labels is not None and labels.ndim == 2 else 1  # mixed labels
+        return losses.sum() * processes * per_image / num_items_in_batch
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log.
@@ -159,13 +167,12 @@ class GatedTrainer(Trainer):
         if any(math.isnan(logs.get(name, 0.0)) for name in ("grad_norm", "loss")) and not self.args.fp16:
             raise UPDPError(
                 f"The loss or its gradients are NaN at step {self.state.global_step} (learning rate "
-                f"{self._get_learning_rate():.1e}): lower the learning rate, lengthen the ramp, or find broken images."
+                f"{self.lr_scheduler.get_last_lr()[0]:.1e}): lower the learning rate, lengthen the ramp, or find "
+                "broken images."
             )
         super().log(logs, start_time)
 
-    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Return what is decayed: matrices and kernels, and no vector whatever its name."""
-        return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
+    # the images
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return the loader of the images to train on; of a stream each process reads its own shards.
@@ -185,8 +192,7 @@ class GatedTrainer(Trainer):
         for each other.
         """
         if self._trains_on_stream():
-            batches = list(islice(epoch_iterator, num_batches))
-            epoch_iterator = iter(batches if len(batches) == num_batches else ())
+            epoch_iterator = whole_or_nothing(epoch_iterator, num_batches)
         found: tuple[list[Any], Tensor | int | None] = super().get_batch_samples(epoch_iterator, num_batches, device)
         return found
 
@@ -208,23 +214,13 @@ class GatedTrainer(Trainer):
         averaged: AbstractContextManager[None] = nullcontext() if self._average is None else self._average.in_place()
         # Its loader draws a seed. Training is not to notice: a run may be resumed without the evaluation before.
         with averaged, torch.random.fork_rng(devices=[]):
-            self.share_buffers_()
+            share_buffers_(self.model)
             return super().evaluation_loop(*args, **kwargs)
 
-    def share_buffers_(self) -> None:
-        """Give all processes the running statistics of the main one, which is the one that saves.
-
-        While training, each has its own from its own images, until the next forward.
-        """
-        for buffer in self.model.buffers():
-            buffer.copy_(broadcast(buffer))
-
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Return the operations of one step: forward, and twice as many backward."""
-        return 6 * self._macs * len(next(iter(inputs.values())))
+    # checkpoints
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        folder = Path(str(self.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         with whole_or_none(folder, is_writer=self.args.should_save):
             super()._save_checkpoint(model, trial)
 
@@ -254,20 +250,3 @@ class GatedTrainer(Trainer):
     def _load_best_model(self) -> None:
         logger.info("Loading the best model, %s.", self.state.best_model_checkpoint)
         self._load_from_checkpoint(str(self.state.best_model_checkpoint))
-
-
-@contextmanager
-def synchronized_batch_norms(model: nn.Module) -> Iterator[None]:
-    """Let the BatchNorms of `model` normalise by the images of all processes within, with the same parameters."""
-    stock = [
-        (parent, name, child)
-        for parent in model.modules()
-        for name, child in parent.named_children()
-        if isinstance(child, nn.modules.batchnorm._BatchNorm)
-    ]
-    convert_sync_batchnorm(model)
-    try:
-        yield
-    finally:
-        for parent, name, child in stock:
-            setattr(parent, name, child)

@@ -1,6 +1,7 @@
 """Supernet training, UPDP's first step: one network whose sites are trained open and closed at once."""
 
 import copy
+import shutil
 from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,15 +16,21 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from updp_hf.core.gates.contexts import stock_statistics_kept
 from updp_hf.core.plan.plan import Plan
 from updp_hf.core.schedule import sandwich
+from updp_hf.data.calibration_set import sample_and_rest
 from updp_hf.errors import UPDPError
-from updp_hf.selection.scores import agreed
+from updp_hf.hf_internals import remove_autocast_
+from updp_hf.processes import on_main_process
+from updp_hf.selection.supernet import SupernetTraining
 from updp_hf.surgery.calibrate import calibrate_
 from updp_hf.surgery.find import close_only_, gate_, plan_of
 from updp_hf.training.arguments import UPDPTrainingArguments
 from updp_hf.training.checkpoints import appearing_whole, last_checkpoint, load_checkpoint_, save_checkpoint
 from updp_hf.training.gated_trainer import GatedTrainer
 
-__all__ = ["SupernetTrainer", "train_supernet"]
+__all__ = ["SupernetTrainer", "is_selection_begun", "supernet_training", "train_supernet"]
+
+SELECTION = "updp_selection"
+"""Folder inside the output folder for what selecting leaves: the supernet and the scores, from which it is resumed."""
 
 
 class SupernetTrainer(GatedTrainer):
@@ -112,6 +119,37 @@ class SupernetTrainer(GatedTrainer):
         return len(self.settings(self.state.global_step)) * super().floating_point_ops(inputs)
 
 
+def supernet_training(
+    model: nn.Module, args: UPDPTrainingArguments, *, resume: bool, train_dataset: Any, **kwargs: Any
+) -> SupernetTraining:
+    """Return how a supernet of `model` is trained on the images that it is not scored by, and searched.
+
+    Args:
+        model: the checkpoint.
+        args: those of the pruning run.
+        resume: go on with what lies in the output folder, or use it again.
+        train_dataset: the images of the pruning run.
+        **kwargs: as for `Trainer`.
+    """
+    folder = Path(str(args.output_dir)) / SELECTION
+
+    def train(plan: Plan, images: Sequence[Any]) -> nn.Module:
+        processes = PartialState()
+        if processes.is_main_process and not resume:
+            shutil.rmtree(folder, ignore_errors=True)
+        processes.wait_for_everyone()
+        _, rest = sample_and_rest(train_dataset, args.calibration_size, args.seed)
+        return train_supernet(model, plan, images, args, folder, train_dataset=rest, **kwargs)
+
+    subject = {"supernet": args.supernet_fraction, "images": args.calibration_size, "seed": args.seed}
+    return SupernetTraining(train, subject, folder / "scores.jsonl", disable_tqdm=bool(args.disable_tqdm))
+
+
+def is_selection_begun(args: UPDPTrainingArguments) -> bool:
+    """Return whether the training of a supernet or its search was begun in the output folder."""
+    return on_main_process((Path(str(args.output_dir)) / SELECTION).is_dir, PartialState())
+
+
 def train_supernet(
     model: nn.Module,
     plan: Plan,
@@ -143,14 +181,12 @@ def train_supernet(
         )
     calibrate_(supernet, images)
     trainer = SupernetTrainer(supernet, _arguments(args, checkpoints), train_dataset=train_dataset, **kwargs)
-    trainer.train(resume_from_checkpoint=agreed(lambda: last_checkpoint(checkpoints), PartialState()))
+    trainer.train(resume_from_checkpoint=on_main_process(lambda: last_checkpoint(checkpoints), PartialState()))
     if trainer.is_world_process_zero():
         with appearing_whole(finished) as whole:
             save_checkpoint(supernet, whole)
     trainer.accelerator.wait_for_everyone()
-    for wrapper in ("forward", "_original_forward"):
-        # The autocast that accelerate put around it: a supernet that is loaded is scored without.
-        supernet.__dict__.pop(wrapper, None)
+    remove_autocast_(supernet)  # a supernet that is loaded is scored without
     return supernet
 
 

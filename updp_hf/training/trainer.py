@@ -1,16 +1,15 @@
-"""The Trainer that prunes: select, gate, calibrate, anneal, merge, save."""
+"""The Trainer that prunes: gate, calibrate, anneal, merge, save, push."""
 
 import copy
-import json
 import os
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from huggingface_hub import HfApi
-from torch import Tensor, nn
+from torch import Tensor, nn, no_grad
 from transformers import set_seed
 from transformers.utils import logging
 
@@ -20,19 +19,29 @@ from updp_hf.core.schedule import ramp
 from updp_hf.errors import UPDPError
 from updp_hf.hub.folder import refuse_occupied, save_merged
 from updp_hf.hub.push import push_folder
+from updp_hf.processes import on_main_process
 from updp_hf.reporting.card import add_card
-from updp_hf.reporting.provenance import dataset_facts, metadata_of
-from updp_hf.reporting.report import Report, changed_arguments, measure_costs, model_facts
-from updp_hf.selection.scores import agreed
+from updp_hf.reporting.measure import report_of
+from updp_hf.reporting.plots import plot_front
+from updp_hf.reporting.provenance import dataset_facts, metadata_of, with_card_facts
+from updp_hf.reporting.report import Report, SelectionFacts
+from updp_hf.selection.choose import Selection, choose
+from updp_hf.selection.pareto import FRONT_NAME, Front, pareto_front
+from updp_hf.selection.supernet import SUPERNET, SupernetTraining
 from updp_hf.surgery.calibrate import calibrate_
-from updp_hf.surgery.find import blocks_of, gate_, plan_of, without_gates
+from updp_hf.surgery.find import gate_, plan_of, without_gates
 from updp_hf.surgery.merge import merge
 from updp_hf.surgery.model_io import base_model_of, logits_of, model_inputs
 from updp_hf.training.arguments import UPDPTrainingArguments
 from updp_hf.training.callback import UPDPCallback
 from updp_hf.training.checkpoints import last_checkpoint, plan_in
-from updp_hf.training.run_facts import OTHER_IMAGES, evaluations, metrics_before_and_after, training_facts
-from updp_hf.training.selecting_trainer import SelectingTrainer
+from updp_hf.training.dataloaders import calibration_batches
+from updp_hf.training.distillation import frozen_teacher
+from updp_hf.training.gated_trainer import GatedTrainer
+from updp_hf.training.optimizer import refuse_early_optimizer
+from updp_hf.training.run_facts import OTHER_IMAGES, facts_of_run, selection_facts, warn_if_slower, with_speed_up
+from updp_hf.training.run_record import read_run_record, write_run_record
+from updp_hf.training.supernet import is_selection_begun, supernet_training
 
 __all__ = ["UPDPTrainer"]
 
@@ -40,11 +49,9 @@ logger = logging.get_logger(__name__)
 
 REPORTED_BATCH_SIZES = (1, 8)
 """Batch sizes at which a saved model's latency is measured."""
-RUN_NAME = "updp_run.json"
-"""File of a checkpoint with the options of its run and the facts of its selection, for when it is resumed."""
 
 
-class UPDPTrainer(SelectingTrainer):
+class UPDPTrainer(GatedTrainer):
     """Prune a vision checkpoint while fine-tuning it.
 
     `train()` selects the blocks if no plan was given, gates them, calibrates what is new, and anneals the gates
@@ -77,6 +84,8 @@ class UPDPTrainer(SelectingTrainer):
         self.callback = UPDPCallback(ramp(args.ramp, args.ramp_start, args.ramp_end))  # type: ignore[arg-type]
         self.add_callback(self.callback)
         self.teacher = teacher
+        self.selection: Selection | None = None
+        self._selection_facts: SelectionFacts | None = None
         self._was_resumed = False
         self._saved: tuple[Path, int] | None = None
 
@@ -84,6 +93,71 @@ class UPDPTrainer(SelectingTrainer):
     def plan(self) -> Plan:
         """The plan that is followed; known once `train` has begun."""
         return plan_of(self.model)
+
+    # selecting
+
+    def select(self, *, resume: bool = False, **settings: Any) -> Plan:
+        """Return the plan: the one given, or the blocks that the selector chooses to keep to the budget.
+
+        All processes return the main one's. The model is left as it is; `selection` tells how they were chosen.
+
+        Args:
+            resume: go on with a supernet or a search in the output folder that was interrupted, or use it again.
+            **settings: those of `search` in a supernet.
+
+        Raises:
+            PlanError: the model has no sites, or the budget cannot be met.
+            ValueError: the training set cannot be read by index, or what is in the folder belongs to another search.
+        """
+        budget, given = self.args.budget(), self.args.given_plan()
+        if given is not None:
+            return given
+        if self.selection is None:
+            assert budget is not None
+            options = {**self.args.selection_options(), "selector": self.args.selector, **settings}
+            supernet, processes = self._supernet_training(resume=resume), PartialState()
+            images = self.calibration_batches()
+            self.selection = choose(self.model, budget, images, supernet=supernet, processes=processes, **options)
+            self._selection_facts = selection_facts(self.selection)
+        return self.selection.plan
+
+    def pareto_front(self, **settings: Any) -> Front:
+        """Return the choices of blocks that no other one beats in both score and latency, and save them.
+
+        `pareto.json` and `pareto.png` appear in the output folder. The score is that of the supernet if it is the
+        selector, which is trained if it has not been, else the negated divergence from the checkpoint's predictions
+        with every closed block fitted by least squares.
+
+        Args:
+            **settings: those of `search`, which is made for every number of blocks.
+        """
+        options = {**self.args.selection_options(), **settings}
+        supernet, processes = self._supernet_training(resume=True), PartialState()
+        images = self.calibration_batches()
+        front = pareto_front(self.model, images, supernet=supernet, processes=processes, **options)
+        if self.is_world_process_zero():
+            folder = Path(self.args.output_dir)
+            front.save(folder)
+            plot_front(front, folder / f"{FRONT_NAME}.png")
+        return front
+
+    def calibration_batches(self) -> list[dict[str, Tensor]]:
+        """Return the images to calibrate with and to score by, the same on every process."""
+        return calibration_batches(self.train_dataset, self.data_collator, self.args, self.image_key)
+
+    def _supernet_training(self, *, resume: bool) -> SupernetTraining | None:
+        """Return how a supernet is trained on the images that it is not scored by, if it is the selector."""
+        if self.args.selector != SUPERNET:
+            return None
+        return supernet_training(
+            self.model,
+            self.args,
+            resume=resume,
+            train_dataset=self.train_dataset,
+            data_collator=self.data_collator,
+            compute_loss_func=self.compute_loss_func,
+            optimizer_cls_and_kwargs=self.optimizer_cls_and_kwargs,
+        )
 
     # before the loop
 
@@ -111,81 +185,57 @@ class UPDPTrainer(SelectingTrainer):
             plan = plan_in(resume_from_checkpoint)
             self.args.refuse_other(plan, resume_from_checkpoint)
             gate_(self.model, plan)
-            self._go_on_with(Path(resume_from_checkpoint) / RUN_NAME)
+            self._selection_facts = read_run_record(resume_from_checkpoint, self.args) or self._selection_facts
         elif not is_gated(self.model):
-            plan = self.select(resume=resumes_selection)
-            if self._supernet is not None:
-                set_seed(self.args.seed)  # the same whether the supernet has just been trained or was found
-                if self.args.start_from_supernet:
-                    self.model.load_state_dict(without_gates(self._supernet).state_dict())
-            gate_(self.model, replace(plan, base_model=base_model_of(self.model)))
-            calibrate_(self.model, self._calibration_batches())
-            logger.info("Pruning %d blocks: %s.", len(plan.blocks), ", ".join(plan.blocks))
-        self._refuse_early_optimizer()
+            self._gate(self.select(resume=resumes_selection))
+        refuse_early_optimizer(self.optimizer, self.model)
         self._saved = None
         if self.args.distillation != "none":
-            self._prepare_teacher()
+            self._teacher = frozen_teacher(self.teacher or self.base, self.args.device)
         return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
 
     def is_begun(self) -> bool:
         """Return whether a run in the output folder was interrupted with which `train(True)` goes on."""
-        return self._last_checkpoint() is not None or agreed(self._selection_folder.is_dir, PartialState())
-
-    def _go_on_with(self, file: Path) -> None:
-        """Take over the facts of the selection, and warn of options that are others now."""
-        if not file.is_file():
-            return
-        run = json.loads(file.read_text(encoding="utf-8"))
-        self._selection = run["selection"]
-        before, now = run["arguments"], self._options()
-        changed = [
-            f"{name} {now.get(name, 'by default')} (was {before.get(name, 'by default')})"
-            for name in sorted(before.keys() | now.keys())
-            if before.get(name) != now.get(name)
-        ]
-        if changed:
-            logger.warning(f"The run goes on with other options than it was begun with: {', '.join(changed)}.")
-
-    def _options(self) -> dict[str, Any]:
-        """Return the options that are not the defaults, as JSON values."""
-        options: dict[str, Any] = json.loads(json.dumps(changed_arguments(self.args), default=str))
-        return options
+        return self._last_checkpoint() is not None or is_selection_begun(self.args)
 
     def _last_checkpoint(self) -> str | None:
-        return agreed(lambda: last_checkpoint(self.args.output_dir), PartialState())
+        return on_main_process(lambda: last_checkpoint(self.args.output_dir), PartialState())
 
-    def _refuse_early_optimizer(self) -> None:
-        if self.optimizer is None:
-            return
-        held = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
-        inserted = [name for name, _ in self.model.named_parameters() if ".pruned." in name]
-        if not all(id(self.model.get_parameter(name)) in held for name in inserted):
-            raise UPDPError(
-                f"The optimizer given ({type(self.optimizer).__name__}) does not hold the parameters of the gates, "
-                "which were put in after it was built: leave it to the trainer (`optim`, `optimizer_cls_and_kwargs`), "
-                "or gate and calibrate the model before you build it."
-            )
-
-    def _prepare_teacher(self) -> None:
-        teacher = self.base if self.teacher is None else self.teacher
-        if is_gated(teacher):
-            raise UPDPError("The teacher has gates, expected an unpruned image classifier: pass one as `teacher`.")
-        on_cuda = self.args.device.type == "cuda"
-        teacher = copy.deepcopy(teacher).to(self.args.device, torch.bfloat16 if on_cuda else None)
-        self._teacher = teacher.eval().requires_grad_(False)
+    def _gate(self, plan: Plan) -> None:
+        """Gate and calibrate the model, which is the checkpoint, or the supernet if that is asked for."""
+        supernet = None if self.selection is None else self.selection.supernet
+        if supernet is not None:
+            set_seed(self.args.seed)  # the same whether the supernet has just been trained or was found
+            if self.args.start_from_supernet:
+                self.model.load_state_dict(without_gates(supernet).state_dict())
+        gate_(self.model, replace(plan, base_model=base_model_of(self.model)))
+        calibrate_(self.model, self.calibration_batches())
+        logger.info("Pruning %d blocks: %s.", len(plan.blocks), ", ".join(plan.blocks))
 
     # within the loop
 
     def teacher_logits(self, inputs: dict[str, Any], logits: Tensor) -> Tensor:
         """Return what the teacher predicts for this batch."""
-        with torch.no_grad():
+        with no_grad():
             return logits_of(self._teacher, model_inputs(self._teacher, inputs[self.image_key])).float()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with λ beside the loss."""
-        if "loss" in logs:
-            logs = {**logs, "lambda": self.callback.lambda_at(max(self.state.global_step - 1, 0), self.state.max_steps)}
+        # The event of that name comes after the reporters, such as TensorBoard's.
+        self.callback.on_log(self.args, self.state, self.control, logs)
         super().log(logs, start_time)
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate: see `Trainer.evaluate`. What other images than the held-out ones give is left out of the report."""
+        metrics: dict[str, float] = super().evaluate(eval_dataset, *args, **kwargs)
+        if eval_dataset is not None and eval_dataset is not self.eval_dataset and self.state.log_history:
+            self.state.log_history[-1][OTHER_IMAGES] = True
+        return metrics
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save and is_gated(self.model):
+            write_run_record(Path(output_dir or self.args.output_dir), self.args, self._selection_facts)
 
     # after the loop
 
@@ -194,48 +244,38 @@ class UPDPTrainer(SelectingTrainer):
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         return merge(copy.deepcopy(model).cpu().eval())
 
-    def report(self, merged: nn.Module) -> Report:
-        """Return the facts of this run. Accuracies are those that were logged: at λ = 0 and after the ramp."""
-        best = self.state.best_global_step if self.args.load_best_model_at_end else None
-        history = evaluations(self.state, self.callback.lambda_at)
-        metrics_before, metrics_after = metrics_before_and_after(history, best or self.state.global_step)
-        if self.args.start_from_supernet:
-            metrics_before = {}  # what was evaluated is the supernet, not the checkpoint
-        device = self.args.device
-        models = {"before": copy.deepcopy(self.base).to(device), "after": copy.deepcopy(merged).to(device)}
-        asked, size = self.args.target_speed_up, self.args.per_device_eval_batch_size
-        sizes = REPORTED_BATCH_SIZES if asked is None else (*REPORTED_BATCH_SIZES, size)
-        costs, conditions = measure_costs(models, batch_sizes=sorted(set(sizes)))
-        if asked is not None:
-            before, after = ((cost.latency or {})[str(size)] for cost in (costs["before"], costs["after"]))
-            self._selection["speed_up"] = before / after
-            if before / after < asked:
-                logger.warning(
-                    f"The merged model is {before / after:.2f}× as fast at batch size {size}, {asked:g}× was asked "
-                    "for: measure on an idle machine, or ask for more."
-                )
-        return Report(
-            plan=self.plan.to_dict(),
-            before=costs["before"],
-            after=costs["after"],
-            model=model_facts(self.base, merged),
-            blocks=blocks_of(self.base),
-            latency_conditions=conditions,
-            merge_error=getattr(getattr(merged, "config", None), "merge_error", None),
-            metrics_before=metrics_before,
-            metrics_after=metrics_after,
-            latencies=asdict(self._latencies) if self._latencies else {},
-            selection=self._selection,
-            arguments=changed_arguments(self.args),
-            training=training_facts(self.args, self.state, was_resumed=self._was_resumed),
-            history=history,
-            evaluated_on=dataset_facts(self.eval_dataset) if metrics_after else {},
+    def report(self, merged: nn.Module | None = None, *, batch_sizes: Sequence[int] = REPORTED_BATCH_SIZES) -> Report:
+        """Return the facts of this run; nothing is written or remembered.
+
+        Accuracies are those that were logged: at λ = 0 and after the ramp.
+
+        Args:
+            merged: what `merge` returned; it is merged by default.
+            batch_sizes: the batch sizes to measure latency at, beside that of a speed-up that was asked for.
+        """
+        merged, device, asked = merged or self.merge(), self.args.device, self.args.target_speed_up
+        sizes = {*batch_sizes, *([] if asked is None else [self.args.per_device_eval_batch_size])}
+        base = copy.deepcopy(self.base).to(device)
+        report = report_of(copy.deepcopy(merged).to(device), sorted(sizes), base=base, plan=self.plan.to_dict())
+        run = facts_of_run(self.args, self.state, self.callback.lambda_at, was_resumed=self._was_resumed)
+        return replace(
+            report,
+            **run,
+            latencies=None if self.selection is None else self.selection.latencies,
+            selection=with_speed_up(self._selection_facts, report, self.args),
+            evaluated_on=dataset_facts(self.eval_dataset) if run["metrics_after"] else None,
             metadata=metadata_of(base_model_of(self.base), self.train_dataset, self.args.hub_token),
-            seed=self.args.seed,
         )
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Merge and save: weights, configuration, processor and report. Pushing is a step of its own.
+    def save_model(
+        self, output_dir: str | None = None, _internal_call: bool = False, *, report: Report | None = None
+    ) -> None:
+        """Merge and save: weights, configuration, processor, report and card. Pushing is a step of its own.
+
+        Args:
+            output_dir: the output folder by default.
+            report: the facts to write, by default those of `report`; with facts that the trainer does not know,
+                `replace(trainer.report(), ...)`. Of the main process only.
 
         Raises:
             MergeError: the gates are not closed yet.
@@ -248,16 +288,12 @@ class UPDPTrainer(SelectingTrainer):
         if self.is_world_process_zero():
             refuse_occupied(folder, self.base)
             merged = self.merge()
-            save_merged(merged, folder, self.processing_class, self.report(merged), self._repo_id(folder))
+            report = report or self.report(merged)
+            warn_if_slower(report, self.args)
+            save_merged(merged, folder, self.processing_class, report, self._repo_id(folder))
             logger.info("Saved the merged model in %s.", folder)
         self._saved = (folder, self.state.global_step)
         self.accelerator.wait_for_everyone()
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.args.should_save and is_gated(self.model):
-            run = {"arguments": self._options(), "selection": self._selection}
-            (Path(output_dir or self.args.output_dir) / RUN_NAME).write_text(json.dumps(run), encoding="utf-8")
 
     def _repo_id(self, folder: Path) -> str:
         return str(self.hub_model_id or self.args.hub_model_id or folder.resolve().name)
@@ -290,31 +326,18 @@ class UPDPTrainer(SelectingTrainer):
         if not self.is_world_process_zero():
             return
         folder = Path(self.args.output_dir)
-        report = Report.load(folder)
-        ids = _listed(dataset_tags)
-        metadata = {
-            "language": language,
-            "license": license,
-            "tags": _listed(tags),
-            "model_name": model_name,
-            "base_model": finetuned_from,
-            "datasets": ids,
-        }
-        where = {"name": ", ".join(_listed(dataset)), "id": ids[0] if ids else None}
-        report = replace(
-            report,
-            metadata={**report.metadata, **{name: value for name, value in metadata.items() if value}},
-            evaluated_on={**report.evaluated_on, **{name: value for name, value in where.items() if value}},
+        report = with_card_facts(
+            Report.load(folder),
+            language=language,
+            license=license,
+            tags=tags,
+            model_name=model_name,
+            finetuned_from=finetuned_from,
+            dataset_tags=dataset_tags,
+            dataset=dataset,
         )
         report.save(folder)
         add_card(report, folder, self._repo_id(folder))
-
-    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate: see `Trainer.evaluate`. What other images than the held-out ones give is left out of the report."""
-        metrics: dict[str, float] = super().evaluate(eval_dataset, *args, **kwargs)
-        if eval_dataset is not None and eval_dataset is not self.eval_dataset and self.state.log_history:
-            self.state.log_history[-1][OTHER_IMAGES] = True
-        return metrics
 
     def push_to_hub(
         self,
@@ -359,7 +382,3 @@ class UPDPTrainer(SelectingTrainer):
         if not blocking:
             return HfApi().run_as_future(push_folder, folder, repo_id, **options)
         return push_folder(folder, repo_id, **options)
-
-
-def _listed(value: str | list[str] | None) -> list[str]:
-    return [value] if isinstance(value, str) else list(value or [])
