@@ -19,10 +19,11 @@ from updp_hf.core.depth.runs import Run
 from updp_hf.core.gates.detour import Bypass, Landing, Shortcut
 from updp_hf.core.gates.gate import Blend, Gate, gates
 from updp_hf.core.graph.calls import stock_modules
+from updp_hf.core.graph.structure import Structure
 from updp_hf.core.plan.site import Site
 from updp_hf.errors import MergeError, PlanError
 from updp_hf.model.modules_updp import EndActivation
-from updp_hf.surgery.find import read, require_sites
+from updp_hf.surgery.find import FoundSites, read, require_sites
 from updp_hf.surgery.model_io import example_inputs_of, logits_of, model_inputs
 
 
@@ -66,17 +67,20 @@ CASES = sorted(CASES + VARIED, key=lambda case: list(ROWS).index(case.model))
 OTHER_SIZE = (48, 40)
 ALIKE = {
     *("deit", "deit-teacher", "timm-vit-avg", "timm-deit", "timm-deit-distilled", "timm-vit-reg4-dinov2"),
-    *("timm-resnet-dilated", "timm-seresnet", "convnextv2", "timm-convnextv2", "mobilenetv2"),
+    *("timm-resnet-dilated", "timm-seresnet", "convnextv2", "timm-convnextv2", "mobilenetv2", "mobilevit"),
 }
-"""Rows whose blocks are those of another row but for what their first form sees: the others are for the slow ring."""
+"""Rows whose structures are those of other rows together; all of the table is for the slow ring."""
+THOROUGH = {"vit", "convnext", "timm-resnet", "chain"}
+"""Rows of which every form and variant is tested by default, of the others the first form."""
 
 
 def each(cases: list[Case]) -> pytest.MarkDecorator:
-    """Run a test on each of `cases`.
+    """Run a test on each of `cases`, by default each structure once.
 
     With this scope the tests of a case come one after the other, so that one worker makes its models, once.
     """
-    is_slow = {case: case.model in ALIKE and case.form != ROWS[case.model].forms[0] for case in cases}
+    by_default = {Case(name, row.forms[0]) for name, row in ROWS.items() if row.forms and name not in ALIKE}
+    is_slow = {case: case.model not in THOROUGH and case not in by_default for case in cases}
     marked = [pytest.param(case, id=str(case), marks=[pytest.mark.slow] * is_slow[case]) for case in cases]
     return pytest.mark.parametrize("case", marked, scope="module")
 
@@ -92,8 +96,17 @@ def checkpoint(name: str) -> nn.Module:
 
 
 @functools.cache
+def structure_of(name: str) -> Structure:
+    return read(checkpoint(name), images(name, 1))
+
+
+@functools.cache
+def found_in(name: str) -> FoundSites:
+    return find_sites(checkpoint(name), list(Form), structure=structure_of(name))
+
+
 def sites_of(name: str) -> tuple[Site, ...]:
-    return find_sites(checkpoint(name), list(Form), example_inputs=images(name, 1)).sites
+    return found_in(name).sites
 
 
 def plan_for(case: Case) -> Plan:
@@ -110,7 +123,7 @@ def plan_for(case: Case) -> Plan:
 @functools.cache
 def gated_model(case: Case) -> nn.Module:
     model = copy.deepcopy(checkpoint(case.model))
-    gate_(model, plan_for(case), example_inputs=images(case.model, 1))
+    gate_(model, plan_for(case), structure=structure_of(case.model))
     return model
 
 
@@ -170,7 +183,7 @@ def test_expected_sites_are_found(row: TinyModel):
 
 @pytest.mark.parametrize("row", TINY_MODELS, ids=str)
 def test_every_block_has_a_site_or_a_reason(row: TinyModel):
-    found = find_sites(checkpoint(row.name), list(Form), example_inputs=images(row.name, 1))
+    found = found_in(row.name)
     blocks = {result.block for result in (*found.sites, *found.unsupported)}
     for form in Form:
         sites = {site.block for site in found.sites if site.form == form}
@@ -392,7 +405,7 @@ CHAINED = (Form.MERGE, Form.MERGE_WHOLE_KERNELS)
 @functools.cache
 def every_run(form: Form) -> tuple[Site, ...]:
     """Return a run for each way to merge a stretch of the chain, whether it saves compute or not."""
-    structure = read(checkpoint("chain"), images("chain", 1))
+    structure = structure_of("chain")
     return tuple(
         Run.of(structure, block, form, chain, stretch)
         for block in structure.blocks()
@@ -412,7 +425,7 @@ def test_runs_of_a_chain_have_up_to_three_maps_each_cropped_or_whole():
 def test_every_run_of_a_chain_can_be_planned_and_is_exact(form: Form):
     for site in every_run(form):
         model = copy.deepcopy(checkpoint("chain"))
-        gate_(model, Plan((site,), start="inherit"), example_inputs=images("chain", 1))
+        gate_(model, Plan((site,), start="inherit"), structure=structure_of("chain"))
         close_(model, 1e-9)
         for size in (SIZE, OTHER_SIZE):
             inputs = images("chain", 3, size=size)
