@@ -11,9 +11,10 @@ from transformers import AutoConfig, AutoModelForImageClassification
 import updp_hf.hub.timm_models  # noqa: F401  # registers
 from updp_hf.core.cost import LatencyTable
 from updp_hf.core.graph.roles import register_closable
+from updp_hf.core.kinds import Form
 from updp_hf.core.plan.budget import Budget
 from updp_hf.core.plan.plan import Plan
-from updp_hf.core.plan.site import Form, Site
+from updp_hf.core.plan.site import Site
 from updp_hf.core.schedule import ramp
 from updp_hf.errors import HubError
 from updp_hf.hub.push import push_folder
@@ -21,8 +22,10 @@ from updp_hf.model.configuration_updp import UPDPConfig
 from updp_hf.model.modeling_updp import UPDPForImageClassification
 from updp_hf.prune import prune
 from updp_hf.reporting.report import Report
-from updp_hf.surgery.calibrate import calibrate_, recalibrate_batch_norms_
-from updp_hf.surgery.find import close_, find_sites, gate_
+from updp_hf.surgery.calibrate import calibrate_
+from updp_hf.surgery.corrections import recalibrate_batch_norms_
+from updp_hf.surgery.find import find_sites
+from updp_hf.surgery.gate import close_, gate_
 from updp_hf.surgery.merge import merge
 from updp_hf.training.arguments import UPDPTrainingArguments
 from updp_hf.training.callback import UPDPCallback

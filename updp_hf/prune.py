@@ -7,12 +7,14 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.utils import logging
 
+from updp_hf.core.kinds import DEFAULT_FORM
 from updp_hf.core.plan.budget import Budget
-from updp_hf.core.plan.site import DEFAULT_FORM, Form, Site
+from updp_hf.core.plan.site import Site
 from updp_hf.selection.choose import choose
 from updp_hf.selection.scores import divergence, log_probabilities
-from updp_hf.surgery.calibrate import calibrate_, correct_head_, recalibrate_batch_norms_
-from updp_hf.surgery.find import gate_, site_gates
+from updp_hf.surgery.calibrate import calibrate_
+from updp_hf.surgery.corrections import correct_head_, recalibrate_batch_norms_
+from updp_hf.surgery.gate import insert_gates_, site_gates
 from updp_hf.surgery.merge import merge
 from updp_hf.surgery.model_io import check_batches, model_inputs
 
@@ -29,7 +31,7 @@ def prune(
     calibration_batches: Iterable[Mapping[str, Any] | Tensor],
     budget: Budget,
     *,
-    form: Form | str = DEFAULT_FORM,
+    form: str = DEFAULT_FORM,
     selector: str = "greedy",
     batch_size: int = 1,
     seed: int = 0,
@@ -61,10 +63,11 @@ def prune(
         >>> merged.save_pretrained("vit-p4")
     """
     batches = check_batches(calibration_batches)
-    plan = choose(model, budget, batches, form=form, selector=selector, batch_size=batch_size, seed=seed).plan
+    selected = choose(model, budget, batches, form=form, selector=selector, batch_size=batch_size, seed=seed)
+    plan = selected.plan
     fitted, held_out = _split(model, batches)
     gated = copy.deepcopy(model)
-    gate_(gated, plan)
+    insert_gates_(gated, plan)
     for site in plan.sites:
         _fit_(gated, site, fitted)
         logger.info("Closed %s.", site)

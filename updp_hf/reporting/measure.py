@@ -14,6 +14,7 @@ from transformers import AutoModelForImageClassification, PreTrainedModel
 from transformers.utils import logging
 
 from updp_hf.core.cost import count_macs, count_parameters, measure_latency
+from updp_hf.core.graph.structure import Structure
 from updp_hf.errors import UPDPError
 from updp_hf.model.configuration_updp import UPDPConfig
 from updp_hf.model.modeling_updp import UPDPForImageClassification, base_config
@@ -91,6 +92,7 @@ def report_of(
     *,
     base: nn.Module | None = None,
     plan: Mapping[str, Any] | None = None,
+    structure: Structure | None = None,
 ) -> Report:
     """Return what a merged model tells: what was pruned, and what it costs before and after.
 
@@ -99,6 +101,7 @@ def report_of(
         batch_sizes: the batch sizes to measure latency at; none measures no latency.
         base: the unpruned model; by default one of its structure, built from the configuration.
         plan: the plan that was followed, by default that in the configuration.
+        structure: what `read` returned for the unpruned model, if that was called before.
 
     Raises:
         ValueError: the model is a stock one that does not tell what was pruned, and no `base` is given.
@@ -118,7 +121,7 @@ def report_of(
         before=costs["before"],
         after=costs["after"],
         model=model_facts(base, merged),
-        blocks=blocks_of(base),
+        blocks=blocks_of(base, structure),
         merge_error=getattr(config, "merge_error", None),
         latency_conditions=conditions,
     )

@@ -11,15 +11,17 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from updp_hf.core.cost import LatencyTable
+from updp_hf.core.graph.structure import Structure
+from updp_hf.core.kinds import DEFAULT_FORM
 from updp_hf.core.plan.budget import Budget, Demand
 from updp_hf.core.plan.plan import Plan
-from updp_hf.core.plan.site import DEFAULT_FORM, Form, Site
+from updp_hf.core.plan.site import Site, Start
 from updp_hf.errors import UPDPError
 from updp_hf.processes import on_main_process
 from updp_hf.selection.demand import Measure, demand_of, measure_merged
 from updp_hf.selection.selectors import Selector, fittest, selector_by_name
 from updp_hf.selection.supernet import SUPERNET, SupernetTraining
-from updp_hf.surgery.find import find_sites, require_sites
+from updp_hf.surgery.find import find_sites, read, require_sites
 from updp_hf.surgery.model_io import base_model_of, check_batches
 
 __all__ = ["Candidates", "Selection", "candidates_of", "choose", "select"]
@@ -39,6 +41,8 @@ class Candidates:
     sites: tuple[Site, ...]
     reasons: Mapping[str, str]
     """By block, why it has no candidate."""
+    macs: int
+    """Multiply-accumulates of the model."""
     latencies: LatencyTable | None
     """What was measured of the modules, if sites are to save latency and not MACs."""
 
@@ -67,14 +71,15 @@ def choose(
     budget: Budget,
     images: Iterable[Mapping[str, Any] | Tensor],
     *,
-    form: Form | str = DEFAULT_FORM,
+    form: str = DEFAULT_FORM,
     cost: Literal["macs", "latency"] = "macs",
     selector: str = "greedy",
     supernet: SupernetTraining | None = None,
-    start: Literal["inherit", "fit"] = "fit",
+    start: Start = "fit",
     end_activation: str | None = None,
     batch_size: int = 1,
     seed: int = 0,
+    structure: Structure | None = None,
     processes: PartialState | None = None,
     **settings: Any,
 ) -> Selection:
@@ -92,6 +97,7 @@ def choose(
         end_activation: that of the plan, see `Plan`.
         batch_size: images in the forward of which latency is measured.
         seed: of what is drawn.
+        structure: what `read` returned for the model, if that was called before.
         processes: those that share the work; all get the main one's plan.
         **settings: those of `search` in a supernet.
 
@@ -103,9 +109,10 @@ def choose(
     images = check_batches(images)
     if budget.speed_up is not None:
         cost = "latency"
-    found = candidates_of(model, form, cost, batch_size=batch_size, processes=processes)
-    demand_of_all = partial(demand_of, end_activation=end_activation, batch_size=batch_size)
-    sites, demand = on_main_process(lambda: demand_of_all(model, found.sites, budget), processes)
+    options: dict[str, Any] = {"batch_size": batch_size, "processes": processes}
+    found = candidates_of(model, form, cost, structure=structure, **options)
+    required = partial(demand_of, end_activation=end_activation, batch_size=batch_size, macs=found.macs)
+    sites, demand = on_main_process(lambda: required(model, found.sites, budget), processes)
     trained = None
     if selector == SUPERNET:
         if supernet is None:
@@ -114,9 +121,7 @@ def choose(
         selects = fittest(trained.fitness, **{"seed": seed, **settings})
     else:
         selects = selector_by_name(selector, model, sites, images, seed=seed, processes=processes)
-    chosen, speed_up = select(
-        model, sites, demand, selects, speed_up=budget.speed_up, batch_size=batch_size, processes=processes
-    )
+    chosen, speed_up = select(model, sites, demand, selects, speed_up=budget.speed_up, **options)
     plan = Plan(chosen, start, end_activation, base_model=base_model_of(model))
     return Selection(
         plan=on_main_process(lambda: plan, processes),
@@ -133,10 +138,11 @@ def choose(
 
 def candidates_of(
     model: nn.Module,
-    form: Form | str,
+    form: str,
     cost: Literal["macs", "latency"] = "macs",
     *,
     batch_size: int = 1,
+    structure: Structure | None = None,
     processes: PartialState | None = None,
 ) -> Candidates:
     """Return the sites of `model` of one form that make it cheaper, those that the main process finds.
@@ -144,15 +150,17 @@ def candidates_of(
     Raises:
         PlanError: there are none.
     """
-    latencies = LatencyTable(batch_size) if cost == "latency" else None
 
     def find() -> Candidates:
-        sites = require_sites(model, form, latencies=latencies)
-        found = find_sites(model, [form], latencies=latencies)
-        reasons = {refusal.block: refusal.reason for refusal in found.refused}
-        reasons |= {site.block: f"closing it would not save {cost}" for site in found.sites if not site.pays}
-        blocks = {site.block for site in sites}
-        return Candidates(sites, {block: why for block, why in reasons.items() if block not in blocks}, latencies)
+        latencies = LatencyTable(batch_size) if cost == "latency" else None
+        known = read(model) if structure is None else structure
+        sites = require_sites(model, form, latencies=latencies, structure=known)
+        found = find_sites(model, [form], latencies=latencies, structure=known)
+        reasons = {none.block: none.reason for none in found.unsupported}
+        reasons |= {site.block: f"{site} would save no {cost}" for site in found.sites if not site.saves_compute}
+        for site in sites:
+            reasons.pop(site.block, None)
+        return Candidates(sites, reasons, known.macs[""], latencies)
 
     return on_main_process(find, processes)
 

@@ -12,7 +12,7 @@ from updp_hf.core.plan.plan import Plan
 from updp_hf.core.plan.site import Site
 from updp_hf.errors import PlanError
 from updp_hf.surgery.calibrate import calibrated_copy
-from updp_hf.surgery.find import close_
+from updp_hf.surgery.gate import close_
 from updp_hf.surgery.merge import merge
 from updp_hf.surgery.model_io import example_inputs_of
 
@@ -46,6 +46,7 @@ def demand_of(
     *,
     end_activation: str | None = None,
     batch_size: int = 1,
+    macs: int | None = None,
     measure: Measure = measure_merged,
 ) -> tuple[tuple[Site, ...], Demand]:
     """Return those of `sites` that save what `budget` counts, and what a choice of them has to save.
@@ -53,6 +54,15 @@ def demand_of(
     Each is taken to save as much whatever else is closed, which is exact but for latency. There the model with all of
     them merged is measured, and what that saves is shared out by their own latencies where those were measured, else
     by their MACs.
+
+    Args:
+        model: the checkpoint.
+        sites: the candidates.
+        budget: how much is to be saved.
+        end_activation: that of the plan, whose parameters count.
+        batch_size: images in the forward of which latency is measured.
+        macs: those of the model, if they have been counted.
+        measure: what measures latency.
 
     Raises:
         PlanError: even all of them together save too little.
@@ -62,17 +72,17 @@ def demand_of(
         possible = f"the model has {len(sites)} sites"
     elif budget.speed_up is not None:
         before, after = measure(model, sites, batch_size)
-        shares = [float(s.macs_saved if s.seconds_saved is None else s.seconds_saved) for s in sites]
+        shares = [s.saving.compute for s in sites]
         savings = [max(before - after, 0.0) * share / sum(shares) for share in shares]
         required = before * (1 - 1 / budget.speed_up)
         best = math.floor(100 * before / after) / 100  # rounded so that it can be asked for, as below
         possible = f"closing all {len(sites)} sites makes the model {best:.2f}× as fast"
     else:
         if budget.macs is not None:
-            savings, total = [float(s.macs_saved) for s in sites], count_macs(model, example_inputs_of(model))
+            savings, total = [float(s.saving.macs) for s in sites], macs or count_macs(model, example_inputs_of(model))
         else:
             ends = 0 if end_activation is None else 2  # weight and bias of the BatchNorm that is put behind a block
-            savings = [float(s.params_saved - ends * s.channels) for s in sites]
+            savings = [float(s.saving.parameters - ends * s.channels) for s in sites]
             total = count_parameters(model)
         required = total * (1 - (budget.macs or budget.parameters or 0.0))
         useful = [saving for saving in savings if saving > 0]

@@ -11,9 +11,11 @@ from accelerate import PartialState
 from torch import Tensor, nn
 from transformers.utils import logging
 
+from updp_hf.core.graph.structure import Structure
+from updp_hf.core.kinds import DEFAULT_FORM
 from updp_hf.core.plan.budget import Demand
 from updp_hf.core.plan.plan import Plan
-from updp_hf.core.plan.site import DEFAULT_FORM, Form, Site
+from updp_hf.core.plan.site import Site, Start
 from updp_hf.core.search import Fitness, search
 from updp_hf.processes import on_main_process, split_over_processes
 from updp_hf.selection.choose import candidates_of
@@ -46,7 +48,7 @@ class Front:
     """The points that no other one beats in both score and speed-up, the slowest first."""
 
     points: tuple[Point, ...]
-    beaten: tuple[Point, ...]  # the best of the other numbers of blocks
+    beaten: tuple[Point, ...]  # the best of the other numbers of sites
     batch_size: int  # of which the latency was measured
     score: str  # what it is
 
@@ -69,12 +71,13 @@ def pareto_front(
     model: nn.Module,
     images: Iterable[Mapping[str, Any] | Tensor],
     *,
-    form: Form | str = DEFAULT_FORM,
+    form: str = DEFAULT_FORM,
     cost: Literal["macs", "latency"] = "macs",
     supernet: SupernetTraining | None = None,
-    start: Literal["inherit", "fit"] = "fit",
+    start: Start = "fit",
     end_activation: str | None = None,
     batch_size: int = 1,
+    structure: Structure | None = None,
     processes: PartialState | None = None,
     **settings: Any,
 ) -> Front:
@@ -87,7 +90,8 @@ def pareto_front(
         PlanError: the model has no sites.
     """
     images = check_batches(images)
-    sites = candidates_of(model, form, cost, batch_size=batch_size, processes=processes).sites
+    found = candidates_of(model, form, cost, batch_size=batch_size, structure=structure, processes=processes)
+    sites = found.sites
     if supernet is not None:
         fitness: Fitness = supernet.run(Plan(sites, start, end_activation), images, processes).fitness
         score = "supernet: negated cross entropy, nats"
@@ -113,7 +117,7 @@ def front_of(
     fitness: Fitness,
     *,
     score: str = "score",
-    start: Literal["inherit", "fit"] = "fit",
+    start: Start = "fit",
     end_activation: str | None = None,
     batch_size: int = 1,
     processes: PartialState | None = None,
@@ -142,7 +146,7 @@ def front_of(
         plan = Plan(chosen, start, end_activation, base_model=base_model_of(model))
         before, after = on_main_process(lambda: measure(model, plan.sites, batch_size), processes)  # noqa: B023
         points.append(Point(plan.to_dict(), value, after, before / after))
-        logger.info("%d blocks: score %.4g, %.2f× as fast.", count, value, before / after)
+        logger.info("%d sites: score %.4g, %.2f× as fast.", count, value, before / after)
     return _front(points, batch_size, score)
 
 

@@ -22,7 +22,7 @@ from updp_hf.hf_internals import remove_autocast_
 from updp_hf.processes import on_main_process
 from updp_hf.selection.supernet import SupernetTraining
 from updp_hf.surgery.calibrate import calibrate_
-from updp_hf.surgery.find import close_only_, gate_, plan_of
+from updp_hf.surgery.gate import close_only_, insert_gates_, plan_of
 from updp_hf.training.arguments import UPDPTrainingArguments
 from updp_hf.training.checkpoints import appearing_whole, last_checkpoint, load_checkpoint_, save_checkpoint
 from updp_hf.training.gated_trainer import GatedTrainer
@@ -169,7 +169,7 @@ def train_supernet(
         ValueError: there is no image to train on, or what lies in `folder` does not fit.
     """
     supernet = copy.deepcopy(model)
-    gate_(supernet, plan)
+    insert_gates_(supernet, plan)  # whose sites were found in the model
     finished, checkpoints = folder / "supernet", folder / "training"
     if finished.is_dir():
         load_checkpoint_(supernet, finished)

@@ -4,6 +4,7 @@ import copy
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import set_seed
 from transformers.utils import logging
 
 from updp_hf.core.gates.gate import is_gated
+from updp_hf.core.graph.structure import Structure
 from updp_hf.core.plan.plan import Plan
 from updp_hf.core.schedule import ramp
 from updp_hf.errors import UPDPError
@@ -29,7 +31,8 @@ from updp_hf.selection.choose import Selection, choose
 from updp_hf.selection.pareto import FRONT_NAME, Front, pareto_front
 from updp_hf.selection.supernet import SUPERNET, SupernetTraining
 from updp_hf.surgery.calibrate import calibrate_
-from updp_hf.surgery.find import gate_, plan_of, without_gates
+from updp_hf.surgery.find import read
+from updp_hf.surgery.gate import gate_, plan_of, without_gates
 from updp_hf.surgery.merge import merge
 from updp_hf.surgery.model_io import base_model_of, logits_of, model_inputs
 from updp_hf.training.arguments import UPDPTrainingArguments
@@ -94,6 +97,11 @@ class UPDPTrainer(GatedTrainer):
         """The plan that is followed; known once `train` has begun."""
         return plan_of(self.model)
 
+    @cached_property
+    def structure(self) -> Structure:
+        """That of the unpruned model, which is exported for it, once."""
+        return read(self.base)
+
     # selecting
 
     def select(self, *, resume: bool = False, **settings: Any) -> Plan:
@@ -114,10 +122,8 @@ class UPDPTrainer(GatedTrainer):
             return given
         if self.selection is None:
             assert budget is not None
-            options = {**self.args.selection_options(), "selector": self.args.selector, **settings}
-            supernet, processes = self._supernet_training(resume=resume), PartialState()
-            images = self.calibration_batches()
-            self.selection = choose(self.model, budget, images, supernet=supernet, processes=processes, **options)
+            options = {**self._selection_options(resume=resume), "selector": self.args.selector, **settings}
+            self.selection = choose(self.model, budget, self.calibration_batches(), **options)
             self._selection_facts = selection_facts(self.selection)
         return self.selection.plan
 
@@ -131,10 +137,8 @@ class UPDPTrainer(GatedTrainer):
         Args:
             **settings: those of `search`, which is made for every number of blocks.
         """
-        options = {**self.args.selection_options(), **settings}
-        supernet, processes = self._supernet_training(resume=True), PartialState()
-        images = self.calibration_batches()
-        front = pareto_front(self.model, images, supernet=supernet, processes=processes, **options)
+        options = {**self._selection_options(resume=True), **settings}
+        front = pareto_front(self.model, self.calibration_batches(), **options)
         if self.is_world_process_zero():
             folder = Path(self.args.output_dir)
             front.save(folder)
@@ -144,6 +148,15 @@ class UPDPTrainer(GatedTrainer):
     def calibration_batches(self) -> list[dict[str, Tensor]]:
         """Return the images to calibrate with and to score by, the same on every process."""
         return calibration_batches(self.train_dataset, self.data_collator, self.args, self.image_key)
+
+    def _selection_options(self, *, resume: bool) -> dict[str, Any]:
+        """Return what `choose` and `pareto_front` are told."""
+        return {
+            **self.args.selection_options(),
+            "supernet": self._supernet_training(resume=resume),
+            "structure": self.structure,
+            "processes": PartialState(),
+        }
 
     def _supernet_training(self, *, resume: bool) -> SupernetTraining | None:
         """Return how a supernet is trained on the images that it is not scored by, if it is the selector."""
@@ -184,7 +197,7 @@ class UPDPTrainer(GatedTrainer):
             self._was_resumed = True
             plan = plan_in(resume_from_checkpoint)
             self.args.refuse_other(plan, resume_from_checkpoint)
-            gate_(self.model, plan)
+            gate_(self.model, plan, structure=self.structure)
             self._selection_facts = read_run_record(resume_from_checkpoint, self.args) or self._selection_facts
         elif not is_gated(self.model):
             self._gate(self.select(resume=resumes_selection))
@@ -208,7 +221,7 @@ class UPDPTrainer(GatedTrainer):
             set_seed(self.args.seed)  # the same whether the supernet has just been trained or was found
             if self.args.start_from_supernet:
                 self.model.load_state_dict(without_gates(supernet).state_dict())
-        gate_(self.model, replace(plan, base_model=base_model_of(self.model)))
+        gate_(self.model, replace(plan, base_model=base_model_of(self.model)), structure=self.structure)
         calibrate_(self.model, self.calibration_batches())
         logger.info("Pruning %d blocks: %s.", len(plan.blocks), ", ".join(plan.blocks))
 
@@ -256,7 +269,13 @@ class UPDPTrainer(GatedTrainer):
         merged, device, asked = merged or self.merge(), self.args.device, self.args.target_speed_up
         sizes = {*batch_sizes, *([] if asked is None else [self.args.per_device_eval_batch_size])}
         base = copy.deepcopy(self.base).to(device)
-        report = report_of(copy.deepcopy(merged).to(device), sorted(sizes), base=base, plan=self.plan.to_dict())
+        report = report_of(
+            copy.deepcopy(merged).to(device),
+            sorted(sizes),
+            base=base,
+            plan=self.plan.to_dict(),
+            structure=self.structure,
+        )
         run = facts_of_run(self.args, self.state, self.callback.lambda_at, was_resumed=self._was_resumed)
         return replace(
             report,
