@@ -1,10 +1,8 @@
 """The merged model: a stock architecture with some slots exchanged. Loading it needs neither finder nor algebra."""
 
-import importlib
-import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -51,6 +49,9 @@ class UPDPForImageClassification(PreTrainedModel):
     _supports_attention_backend = True
     loaded_from: dict[str, Any] | None = None
     """Folder or id on the Hub, with revision and subfolder, that `from_pretrained` was given."""
+
+    push_with_card: ClassVar[Callable[..., Any] | None] = None
+    """What `push_to_hub` does where updp_hf is imported: updp_hf sets it."""
 
     _auto_class = "AutoModelForImageClassification"  # so that the code files are saved beside the weights
 
@@ -128,13 +129,13 @@ class UPDPForImageClassification(PreTrainedModel):
         super().save_pretrained(save_directory, **kwargs)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
-        """Push like any transformers model; with updp_hf installed the card states what was pruned.
+        """Push like any transformers model; where updp_hf is imported, the card states what was pruned.
 
         See `updp_hf.hub.push_model` for the arguments.
         """
-        if importlib.util.find_spec("updp_hf") is None:  # this file was loaded from the Hub
+        if self.push_with_card is None:  # this file came with the model
             return super().push_to_hub(repo_id, **kwargs)
-        return importlib.import_module("updp_hf.hub").push_model(self, repo_id, **kwargs)
+        return self.push_with_card(repo_id, **kwargs)
 
     def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
         self.base._set_gradient_checkpointing(*args, **kwargs)
