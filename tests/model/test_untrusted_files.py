@@ -1,4 +1,4 @@
-"""Whatever a stranger's file holds, loading it gives the equal model or one clear error, and touches nothing else."""
+"""Whatever an untrusted file holds, loading it gives the equal model or one clear error, and touches nothing else."""
 
 import contextlib
 import copy
@@ -26,8 +26,7 @@ from transformers.utils import logging
 
 import updp_hf
 from updp_hf import Plan, Report, UPDPForImageClassification
-from updp_hf.errors import PlanError
-from updp_hf.model.layout_updp import MAX_FEATURES
+from updp_hf.errors import UPDPError
 from updp_hf.reporting.report import Cost
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -97,7 +96,7 @@ set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "hypothesis")  # it keeps 
 def is_clear(error):
     """Whether an error is one of ours, in one sentence."""
     message = str(error)
-    is_ours = type(error) in (ValueError, PlanError) or (type(error) is OSError and "not a valid JSON file" in message)
+    is_ours = isinstance(error, UPDPError) or (type(error) is OSError and "not a valid JSON file" in message)
     exhausted = "MemoryError" in message or "allocate" in message
     return is_ours and "\n" not in message and 30 < len(message) < 1500 and message[-1] in ".?" and not exhausted
 
@@ -397,6 +396,7 @@ def layout(path, **spec):
 
 
 HUGE = 10**9
+SWIN = {"model_type": "swin", "num_heads": [2, 2, 2, 2], "num_attention_heads": [2, 2, 2, 2], "embed_dim": 8}
 FOREIGN = {"quant_method": "bitsandbytes", "load_in_4bit": True}
 VIT = {
     "weights of another name": (top(transformers_weights="../other.safetensors"), r"\(transformers_weights\)"),
@@ -440,8 +440,13 @@ VIT = {
     "not a number": (base(layer_norm_eps=float("nan")), "layer_norm_eps = nan"),
     "infinite": (base(layer_norm_eps=float("inf")), "layer_norm_eps = inf"),
     "more digits than a float has": (base(layer_norm_eps=10**400), "layer_norm_eps = 1000"),
-    "depths that add up": (base(model_type="swin", depths=[1000] * 4), "depths = .*, expected at most 1024"),
-    "a long list": (base(depths=[0] * (MAX_FEATURES + 1)), "depths = .*, expected at most"),
+    "depths that add up": (base(**SWIN, depths=[2**19] * 4), "depths = .*, expected at most"),
+    "blocks without end": (base(num_hidden_layers=2**20), "more than 8192 modules"),
+    "stages without end": (base(**SWIN, depths=[1000] * 4), "more than 8192 modules"),
+    "rates of drop path without end": (base(**SWIN, depths=[2**17] * 4), "computes a tensor of 524288 values"),
+    "a number to count up to": (base(num_hidden_layers=HUGE), "num_hidden_layers = 1000000000, expected at most"),
+    "wider than any tensor": (base(hidden_size=HUGE), "hidden_size = 1000000000, expected at most"),
+    "wider than the weights": (base(hidden_size=2**20), "mismatched keys"),
     "wide enough to fill the memory": (
         base(hidden_size=2**16, intermediate_size=2**16, num_hidden_layers=100),
         "cannot be|mismatched|describes a model",
@@ -478,10 +483,10 @@ TIMM = {
     "an architecture of no name": (base(architecture="vit_of_tomorrow"), "cannot be built .* not supported"),
     "an unknown argument": (arguments(code="import os"), "'timm_wrapper' cannot be built"),
     "no patches": (arguments(patch_size=0), "'timm_wrapper' cannot be built"),
-    "blocks by a factor": (
-        lambda c: c["base_config"].update(architecture="efficientnet_b0", model_args={"depth": [1024] * 7}),
-        "depth = .*, expected at most 1024",
-    ),
+    "blocks without end": (arguments(depth=2**20), "computes a tensor of 1048576 values"),
+    "more blocks than weights": (arguments(depth=2**14), "more than 8192 modules|operations"),
+    "a number to count up to": (arguments(depth=HUGE), "depth = 1000000000, expected at most"),
+    "an image of any size": (arguments(img_size=2**20), "mismatched keys"),
     "modules without end": (
         lambda c: c["base_config"].update(architecture="test_efficientnet", model_args={"se_layer": "x", "blocks": 1}),
         "cannot be built",
@@ -489,7 +494,6 @@ TIMM = {
     "a factor out of bounds": (arguments(mlp_ratio=1e300), "mlp_ratio = 1e.300, expected at most"),
     "a factor of much memory": (arguments(mlp_ratio=6e4), "mismatched keys"),
     "arguments of no kind": (base(model_args=[1]), "base model cannot be read"),
-    "so many classes": (base(num_classes=HUGE), "num_classes = 1000000000, expected at most"),
 }
 
 
@@ -532,6 +536,18 @@ HARMLESS = {
     "layers of their own": top(per_layer_config={"0": {"hidden_size": 5}}),
     "a field that from_pretrained has": base(device_map="auto", check=1, use_safetensors=False, revision="x"),
     "a future field": top(note={"a": [1]}),
+    "numbers of the user's own": top(
+        num_train_images=1_300_000, seed=2**62, curve=[1e9, 1e300], note={"a": [{"b": HUGE}]}
+    ),
+    "numbers of the user's own in the base": base(
+        num_train_images=1_300_000,
+        total_depth=2**62,
+        tokens_seen=10**12,
+        curve=[1e9] * 10**4,
+        note={"a": [{"b": -HUGE}]},
+    ),
+    "no numbers of the user's own": base(best_loss=float("nan"), worst_loss=float("inf"), large=10**400),
+    "labels of the base": base(num_labels=HUGE, num_classes=HUGE, id2label=["a", "b"], label2id=3),
     "eager attention": top(attn_implementation="eager"),
 }
 

@@ -1,6 +1,8 @@
-"""Merged models on the Hub and in folders. Published code files call `updp_hf.hub.push_model`, so that name stays."""
+"""Merged models on the Hub and in folders.
 
-from updp_hf.errors import HubError
-from updp_hf.hub.push import push_folder, push_model
+Model files that release 0.1 has published call `updp_hf.hub.push_model`, so that name stays.
+"""
 
-__all__ = ["HubError", "push_folder", "push_model"]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -22,7 +22,7 @@ __all__ = ["MERGED_FILES", "is_training_checkpoint", "refuse_occupied", "save_me
 _WEIGHTS = (*WEIGHTS_NAMES, SAFE_WEIGHTS_INDEX_NAME)
 MERGED_FILES = (
     *(CONFIG_NAME, *_WEIGHTS, IMAGE_PROCESSOR_NAME),
-    *("checks_updp.py", "configuration_updp.py", "layout_updp.py", "modeling_updp.py", "weights_updp.py"),
+    "*_updp.py",
     *(REPORT_NAME, CARD_NAME, *PICTURES, "onnx/model.onnx", "onnx/model.onnx.data"),
 )
 """The files of a merged model, as patterns: what is published of a folder."""

@@ -27,7 +27,7 @@ from updp_hf.reporting.card import CARD_NAME, PICTURES, add_card, is_generated
 from updp_hf.reporting.measure import report_in
 from updp_hf.reporting.report import REPORT_NAME, Report
 
-__all__ = ["push_folder", "push_model"]
+__all__ = ["HubError", "push_folder", "push_model"]
 
 logger = logging.get_logger(__name__)
 

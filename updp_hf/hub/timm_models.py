@@ -1,11 +1,10 @@
-"""Merged models that came from timm, for `timm.create_model`: importing this module makes them known to timm."""
+"""Merged models that came from timm, for `timm.create_model`."""
 
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-from timm.models import register_model
 from torch import nn
 from transformers import AutoImageProcessor
 from transformers.utils import logging
@@ -15,7 +14,7 @@ from updp_hf.errors import UPDPError
 from updp_hf.model.configuration_updp import UPDPConfig
 from updp_hf.model.modeling_updp import UPDPForImageClassification
 
-__all__ = ["updp"]
+__all__ = ["create_network"]
 
 logger = logging.get_logger(__name__)
 
@@ -32,7 +31,7 @@ class _Source(NamedTuple):
     options: dict[str, Any]
 
 
-def updp(
+def create_network(
     pretrained: bool = False,
     pretrained_cfg: Any = None,
     pretrained_cfg_overlay: Mapping[str, Any] | None = None,
@@ -81,9 +80,6 @@ def updp(
         network.reset_classifier(num_classes)
     trainable: nn.Module = network.train()
     return trainable
-
-
-register_model(updp)
 
 
 def _source(pretrained_cfg: Any, cache_dir: Any) -> _Source:

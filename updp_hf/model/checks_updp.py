@@ -1,30 +1,34 @@
-"""A configuration from the Hub is data: what is refused of it, because no merged model needs it."""
+"""A configuration from the Hub is untrusted data: what of it is not accepted, because no merged model needs it."""
 
 import re
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from transformers import PreTrainedConfig
 
-from .layout_updp import MAX_FEATURES, UPDPError, short
+from .layout_updp import UPDPError, short
 
-__all__ = ["FLOATING_DTYPES", "data_fields", "one_line", "refuse_unsafe", "refuse_unsafe_base", "unreadable"]
+__all__ = [
+    "FLOATING_DTYPES",
+    "check_base_document",
+    "check_document",
+    "check_numbers",
+    "data_fields",
+    "one_line",
+    "unreadable",
+]
 
 FLOATING_DTYPES = ("float16", "bfloat16", "float32", "float64")
-MAX_BLOCKS = 1024
-"""Largest number of blocks that a stock configuration may ask for."""
-
 MAX_CLASSES = 2**18
 """Largest number of classes that a configuration may have."""
 
-MAX_TOKEN = 2**20
-"""Largest token of a text tower, which an image classifier describes and does not build."""
+MAX_NUMBER = 2**20
+"""Largest number that an architecture may be given, and largest sum of a list of them: it may count in plain Python."""
 
 MAX_DEPTH = 12
 """How deep the values of a configuration may be nested."""
 
-_BLOCKS = ("num_hidden_layers", "depth", "depths", "layers", "num_layers", "num_blocks")
 _OTHER_FILES = {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
 _OTHER_MODELS = {
     "auto_map",
@@ -48,9 +52,9 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split()).rstrip(".")[:300] or type(error).__name__
 
 
-def unreadable(place: str, error: Exception) -> ValueError:
-    """Return the error to raise for a configuration that transformers refuses."""
-    return ValueError(
+def unreadable(place: str, error: Exception) -> UPDPError:
+    """Return the error to raise for a configuration that transformers does not accept."""
+    return UPDPError(
         f"The configuration {place}cannot be read ({one_line(error)}): the file is damaged, download it again."
     )
 
@@ -69,27 +73,31 @@ def data_fields(config_class: type[PreTrainedConfig], document: Mapping[str, Any
     }
 
 
-def refuse_unsafe(document: Mapping[str, Any]) -> None:
-    """Refuse a configuration that says what no `save_pretrained` of a merged model writes."""
-    _refuse_deep(document)
-    _refuse_foreign({name: value for name, value in document.items() if name != "auto_map"})
-    labels = document.get("num_labels")
+def check_document(document: Mapping[str, Any]) -> None:
+    """Check the configuration of a merged model for what no `save_pretrained` of one writes.
+
+    Raises:
+        UPDPError: there is some.
+    """
+    _check_depth(document)
+    _check_references({name: value for name, value in document.items() if name != "auto_map"})
+    labels = document.get("num_labels")  # transformers makes a name for each
     if labels is not None and not (type(labels) is int and 0 < labels <= MAX_CLASSES):
         raise UPDPError(
             f"The configuration has num_labels = {short(labels)}, expected a number from 1 to {MAX_CLASSES}: the file "
             "is damaged, download it again."
         )
     if isinstance(base := document.get("base_config"), dict):
-        refuse_unsafe_base(base)
+        check_base_document(base)
 
 
-def refuse_unsafe_base(base: Mapping[str, Any]) -> None:
-    """Refuse a stock configuration that asks for other files or code, or for more than anyone's image classifier is.
+def check_base_document(base: Mapping[str, Any]) -> None:
+    """Check a stock configuration for what would load other files or code.
 
     Raises:
-        ValueError: it does.
+        UPDPError: there is some.
     """
-    _refuse_deep(base)
+    _check_depth(base)
     arguments = base.get("model_args")
     unsafe = _OTHER_FILES & set(arguments if isinstance(arguments, dict) else {})
     if unsafe:
@@ -97,16 +105,55 @@ def refuse_unsafe_base(base: Mapping[str, Any]) -> None:
             f"The base configuration asks to load other files ({', '.join(sorted(unsafe))}), which a merged model "
             "never needs: do not use this model."
         )
-    for part in _parts(base):
-        _refuse_foreign(part)
-        for name, value in part.items():
-            _refuse_absurd(str(name), value)  # labels are numbered
+    for part in _mappings(base):
+        _check_references(part)
 
 
-def _parts(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return `document` and all mappings in it but those of labels, whose names are anyone's choice."""
-    found: list[Mapping[str, Any]] = []
-    remaining: list[Any] = [document]
+def check_numbers(config_class: type[PreTrainedConfig], document: Mapping[str, Any]) -> None:
+    """Check that no number reaches the architecture which it could count up to for hours, or fill the memory with.
+
+    It reads the fields that its configuration declares. Any other field is the user's own and may hold anything.
+
+    Raises:
+        UPDPError: a number, or the sum of a list, is larger than `MAX_NUMBER`, or is none.
+    """
+    declared = {field.name for field in fields(config_class)} - {field.name for field in fields(PreTrainedConfig)}
+    for name in declared & set(document):
+        value = document[name]
+        part_class = config_class.sub_configs.get(name)
+        if isinstance(part_class, type) and is_dataclass(part_class) and isinstance(value, Mapping):
+            check_numbers(part_class, value)
+        else:
+            _check_numbers_of(name, value)
+
+
+def _check_numbers_of(name: str, value: Any) -> None:
+    if isinstance(value, Mapping):  # its numbers have names of their own
+        for inner, content in value.items():
+            _check_numbers_of(str(inner), content)
+        return
+    numbers = []
+    remaining = [value]
+    while remaining:
+        content = remaining.pop()
+        if isinstance(content, Mapping):
+            _check_numbers_of(name, content)
+        elif isinstance(content, list | tuple):
+            remaining += content
+        elif isinstance(content, int | float):
+            numbers.append(content)
+    are_small = all(-MAX_NUMBER <= number <= MAX_NUMBER for number in numbers)  # NaN is not
+    if not are_small or sum(map(abs, numbers)) > MAX_NUMBER:
+        raise UPDPError(
+            f"The base configuration has {name} = {short(value)}, expected at most {MAX_NUMBER} in all: the file is "
+            "damaged, download it again."
+        )
+
+
+def _mappings(value: Any) -> list[Mapping[Any, Any]]:
+    """Return `value` and the mappings in it, but those of labels, whose names are anyone's choice."""
+    found: list[Mapping[Any, Any]] = []
+    remaining: list[Any] = [value]
     while remaining:
         value = remaining.pop()
         if isinstance(value, Mapping):
@@ -117,8 +164,8 @@ def _parts(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return found
 
 
-def _refuse_deep(document: Mapping[str, Any]) -> None:
-    """Refuse values nested so deep that copying or printing them would exhaust the stack."""
+def _check_depth(document: Mapping[str, Any]) -> None:
+    """Check that no values are nested so deep that copying or printing them would exhaust the stack."""
     level: list[Any] = [document]
     for _ in range(MAX_DEPTH):
         level = [
@@ -132,16 +179,16 @@ def _refuse_deep(document: Mapping[str, Any]) -> None:
         )
 
 
-def _refuse_foreign(fields: Mapping[str, Any]) -> None:
-    """Refuse fields that make transformers or timm fetch weights or code from elsewhere, or name no dtype."""
-    given = {name for name in _OTHER_MODELS & set(fields) if fields[name] is not None}
-    foreign = sorted(name for name in given if not (name.startswith("use_") and fields[name] is False))
-    if foreign:
+def _check_references(part: Mapping[Any, Any]) -> None:
+    """Check for fields that make transformers or timm fetch weights or code from elsewhere, or that name no dtype."""
+    given = {name for name in _OTHER_MODELS & set(part) if part[name] is not None}
+    elsewhere = sorted(name for name in given if not (name.startswith("use_") and part[name] is False))
+    if elsewhere:
         raise UPDPError(
-            f"The configuration asks for other models or code ({', '.join(foreign)}), which a merged model never "
+            f"The configuration asks for other models or code ({', '.join(elsewhere)}), which a merged model never "
             "needs: do not use this model."
         )
-    for name, value in fields.items():
+    for name, value in part.items():
         if str(name).endswith("_implementation") and value not in _IMPLEMENTATIONS:
             raise UPDPError(
                 f"The configuration has {name} = {short(value)}, which may be code from elsewhere, expected one of "
@@ -152,40 +199,16 @@ def _refuse_foreign(fields: Mapping[str, Any]) -> None:
                 f"The configuration has {name} = {short(value)}, expected one of {FLOATING_DTYPES}: the file is "
                 "damaged, download it again."
             )
-        if (
-            name == "architecture"
-            and value is not None
-            and not (isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9_.]+", value))
-        ):
+        if name == "architecture" and value is not None and not _is_plain_name(value):
             raise UPDPError(
                 f"The base configuration has architecture = {short(value)}, expected the plain name of a timm model: "
                 "do not use this model."
             )
 
 
+def _is_plain_name(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9_.]+", value) is not None
+
+
 def _is_floating(dtype: Any) -> bool:
     return str(dtype).removeprefix("torch.") in FLOATING_DTYPES
-
-
-def _refuse_absurd(name: str, value: Any) -> None:
-    """Refuse a size that would take all memory or time to build: nobody's image classifier is that large."""
-    if name in _BLOCKS:
-        largest = MAX_BLOCKS
-    elif "token" in name or "vocab" in name or name == "max_position_embeddings":
-        largest = MAX_TOKEN
-    else:
-        largest = MAX_CLASSES if name in ("num_classes", "num_labels") else MAX_FEATURES
-    numbers = [number for number in _flat(value) if isinstance(number, int | float)]
-    too_large = any(abs(number) > largest or number != number for number in numbers)
-    if too_large or len(numbers) > MAX_FEATURES or (name in _BLOCKS and sum(numbers) > largest):
-        raise UPDPError(
-            f"The base configuration has {name} = {short(value)}, expected at most {largest}: the file is damaged, "
-            "download it again."
-        )
-
-
-def _flat(value: Any) -> list[Any]:
-    """Return the values in the lists of `value`, however deep; mappings are parts of their own."""
-    if isinstance(value, list | tuple):
-        return [inner for each in value for inner in _flat(each)]
-    return [value]

@@ -7,7 +7,7 @@ from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
-from .checks_updp import data_fields, refuse_unsafe, unreadable
+from .checks_updp import check_document, data_fields, unreadable
 from .layout_updp import short
 
 __all__ = ["UPDPConfig"]
@@ -64,7 +64,7 @@ class UPDPConfig(PreTrainedConfig):
         """
         if not isinstance(config_dict, Mapping):
             raise unreadable("", TypeError(f"it is {short(config_dict)}, expected fields by their names"))
-        refuse_unsafe(config_dict)
+        check_document(config_dict)
         document = {name: value for name, value in data_fields(cls, config_dict).items() if name != "auto_map"}
         if isinstance(auto_map := config_dict.get("auto_map"), dict):
             # The code that travels with the model lies beside it; what lies in another repository is not its code.

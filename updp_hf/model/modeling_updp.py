@@ -1,15 +1,11 @@
 """The merged model: a stock architecture with some slots exchanged. Loading it needs neither finder nor algebra."""
 
-import importlib
-import importlib.util
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_module_registration_hook
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
@@ -19,15 +15,15 @@ from transformers import (
 )
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from .checks_updp import data_fields, one_line, refuse_unsafe_base, unreadable
+from .bounds_updp import small_skeleton
+from .checks_updp import check_base_document, check_numbers, data_fields, one_line, unreadable
 from .configuration_updp import UPDPConfig
 from .layout_updp import UPDPError, apply_layout_, short
-from .weights_updp import HUB_ARGUMENTS, refuse_unlike, stored_weights
+from .weights_updp import HUB_ARGUMENTS, check_against_weights, stored_weights
 
-__all__ = ["UPDPForImageClassification"]
+__all__ = ["UPDPForImageClassification", "base_config", "updp_config", "with_layout"]
 
-MAX_MODULES = 2**15
-"""Largest number of modules that a stock configuration may ask for."""
+_LABELS = ("num_labels", "num_classes", "id2label", "label2id", "label_names")
 
 
 class UPDPForImageClassification(PreTrainedModel):
@@ -51,6 +47,9 @@ class UPDPForImageClassification(PreTrainedModel):
     _supports_attention_backend = True
     loaded_from: dict[str, Any] | None = None
     """Folder or id on the Hub, with revision and subfolder, that `from_pretrained` was given."""
+
+    push_with_card: ClassVar[Callable[..., Any] | None] = None
+    """What `push_to_hub` does where updp_hf is imported: updp_hf sets it."""
 
     _auto_class = "AutoModelForImageClassification"  # so that the code files are saved beside the weights
 
@@ -85,8 +84,8 @@ class UPDPForImageClassification(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Load a merged model, strictly: see `PreTrainedModel.from_pretrained` for the arguments.
 
-        The files are taken for those of a stranger: weights are read from safetensors only, and no memory is taken
-        before the model that the configuration describes has been compared with them.
+        The files are not trusted: weights are read from safetensors only, and no memory is taken before the model that
+        the configuration describes has been compared with them.
 
         Raises:
             ValueError: the weights do not fit the layout; nothing is left at random values without a word.
@@ -100,7 +99,7 @@ class UPDPForImageClassification(PreTrainedModel):
             stored = stored_weights(pretrained_model_name_or_path, kwargs)
             kwargs["force_download"] = False  # what was asked for has been done
             is_new_head = bool(kwargs.get("ignore_mismatched_sizes"))
-            kwargs["check"] = lambda model: refuse_unlike(
+            kwargs["check"] = lambda model: check_against_weights(
                 model, stored, pretrained_model_name_or_path, is_new_head=is_new_head
             )
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
@@ -128,13 +127,13 @@ class UPDPForImageClassification(PreTrainedModel):
         super().save_pretrained(save_directory, **kwargs)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
-        """Push like any transformers model; with updp_hf installed the card states what was pruned.
+        """Push like any transformers model; where updp_hf is imported, the card states what was pruned.
 
         See `updp_hf.hub.push_model` for the arguments.
         """
-        if importlib.util.find_spec("updp_hf") is None:  # this file was loaded from the Hub
+        if self.push_with_card is None:  # this file came with the model
             return super().push_to_hub(repo_id, **kwargs)
-        return importlib.import_module("updp_hf.hub").push_model(self, repo_id, **kwargs)
+        return self.push_with_card(repo_id, **kwargs)
 
     def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
         self.base._set_gradient_checkpointing(*args, **kwargs)
@@ -164,7 +163,7 @@ def build_base(config: UPDPConfig) -> PreTrainedModel:
     """Build the stock skeleton of `config` and exchange its slots. Nothing in it holds trained weights.
 
     Raises:
-        ValueError: the configuration is not one that can be built.
+        UPDPError: the configuration is not one that can be built.
     """
     if config.is_gated:
         raise UPDPError(
@@ -178,7 +177,7 @@ def build_base(config: UPDPConfig) -> PreTrainedModel:
         )
     stock = base_config(config)
     try:
-        with _few_modules():
+        with small_skeleton():
             base = AutoModelForImageClassification.from_config(stock)
     except Exception as error:  # one of hundreds of architectures, given any numbers: no telling what it raises
         raise UPDPError(
@@ -189,39 +188,28 @@ def build_base(config: UPDPConfig) -> PreTrainedModel:
     return base
 
 
-@contextmanager
-def _few_modules() -> Iterator[None]:
-    """Stop a model from being built when it has more modules than anyone's image classifier."""
-    count = 0
-
-    def count_one(*_: Any) -> None:
-        nonlocal count
-        count += 1
-        if count > MAX_MODULES:
-            raise UPDPError(f"it has more than {MAX_MODULES} modules")
-
-    hook = register_module_module_registration_hook(count_one)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
 def base_config(config: UPDPConfig) -> PreTrainedConfig:
-    """Return the stock configuration in `config`, with the labels that `config` has now."""
-    fields = dict(config.base_config or {})
-    model_type = fields.pop("model_type", None)
+    """Return the stock configuration in `config`, with the labels that `config` has now.
+
+    Raises:
+        UPDPError: it is not one of an image classifier, or asks for what no image classifier needs.
+    """
+    document = dict(config.base_config or {})
+    model_type = document.pop("model_type", None)
     is_known = isinstance(model_type, str) and model_type in CONFIG_MAPPING and model_type != UPDPConfig.model_type
     if not is_known or CONFIG_MAPPING[model_type] not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
         raise UPDPError(
             f"The base model is of type {short(model_type)}, which this version of transformers does not know as an "
             "image classifier: was the model made with a newer version?"
         )
-    refuse_unsafe_base(fields)
     config_class = CONFIG_MAPPING[model_type]
+    check_base_document(document)
+    check_numbers(config_class, document)
+    # Labels of its own are not even read: transformers would make a name for each.
+    document = {name: value for name, value in data_fields(config_class, document).items() if name not in _LABELS}
     try:
-        base: PreTrainedConfig = config_class.from_dict(data_fields(config_class, fields))
-        base.id2label, base.label2id = config.id2label, config.label2id
+        labels = {name: getattr(config, name) for name in ("num_labels", "id2label", "label2id")}
+        base: PreTrainedConfig = config_class.from_dict(document, **labels)
         base.problem_type = config.problem_type
     except (AttributeError, KeyError, StrictDataclassError, TypeError, ValueError) as error:
         raise unreadable("of the base model ", error) from error

@@ -15,7 +15,7 @@ from transformers.utils import ADAPTER_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAF
 from .checks_updp import FLOATING_DTYPES, one_line
 from .layout_updp import UPDPError
 
-__all__ = ["HUB_ARGUMENTS", "Stored", "refuse_unlike", "stored_weights"]
+__all__ = ["HUB_ARGUMENTS", "Stored", "check_against_weights", "stored_weights"]
 
 SPARE_VALUES = 2**20
 """How many values a model may hold besides twice those in its file: tables that are computed, not stored."""
@@ -98,10 +98,13 @@ def _header(file: str | None) -> Stored:
         ) from error
 
 
-def refuse_unlike(model: PreTrainedModel, stored: Stored, source: Any, *, is_new_head: bool) -> None:
-    """Refuse a model that differs from its weights in a shape or a dtype, or is far larger than all of them.
+def check_against_weights(model: PreTrainedModel, stored: Stored, source: Any, *, is_new_head: bool) -> None:
+    """Check that `model` has the shapes and dtypes of its weights, and is not far larger than all of them.
 
     What transformers renames on loading has no weight of its name here; that is left to the comparison after loading.
+
+    Raises:
+        UPDPError: it differs.
     """
     values = 0
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
