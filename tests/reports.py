@@ -1,11 +1,12 @@
 """Reports with nothing missing, or nothing in them, for the tests of cards and pictures."""
 
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 
 from tiny_training import last_two, vit
 
-from updp_hf import Form, Report
-from updp_hf.core.plan.site import Site
+from updp_hf import Plan, Report
+from updp_hf.core.kinds import kind_of_form
+from updp_hf.core.plan.site import Saving
 from updp_hf.reporting.report import (
     Cost,
     HeldOutSet,
@@ -34,7 +35,7 @@ def full_report(**changes):
         ),
         "selection": SelectionFacts(
             selector="greedy",
-            budget="2 blocks",
+            budget="2 sites",
             candidates=["vit.layers.0 (merge)", "vit.layers.1 (merge)", "vit.layers.2 (merge)"],
             seconds=41.0,
         ),
@@ -81,8 +82,12 @@ def empty_report(**changes):
 
 def stock_report():
     names = ModelFacts("ViTForImageClassification", "ViTForImageClassification")
-    sites = [asdict(Site(Form.BLOCK_DROP, "vit.layers.1", ("vit.layers.1",), params_saved=9, macs_saved=70))]
-    return full_report(model=names, plan={"sites": sites}, merge_error=None)
+    plan = Plan((site("block-drop", "vit.layers.1", "vit.layers.1", saving=Saving(70, 9)),))
+    return full_report(model=names, plan=plan.to_dict(), merge_error=None)
+
+
+def site(form, block, *slots, **changes):
+    return kind_of_form(form)(form, block, slots, **changes)
 
 
 def timm_report():

@@ -89,7 +89,7 @@ def test_rows_are_what_find_sites_finds(build, tmp_path, capsys):
 
     assert list(rows) == [*(str(index) for index in range(len(sites))), DEFAULT_FORM]
     for row, site in zip(rows.values(), sites, strict=False):
-        assert (row["block"], row["form"], row["pays"]) == (
+        assert (row["block"], row["form"], row["saves compute"]) == (
             site.block,
             site.form,
             "yes" if site.saves_compute else "no",
@@ -97,7 +97,7 @@ def test_rows_are_what_find_sites_finds(build, tmp_path, capsys):
         assert [f"{site.block}.{slot}" for slot in row["closes"].split(", ")] == [*site.norms, *site.activations]
         assert_saves(row, site.saving.macs, site.saving.parameters, site.saving.seconds, macs, parameters)
     paying = [site for site in sites if site.saves_compute]
-    assert rows[DEFAULT_FORM]["block"] == f"{len(paying)} of {len(sites)} sites pay"
+    assert rows[DEFAULT_FORM]["block"] == f"{len(paying)} of {len(sites)} sites save compute"
     sums = [sum(getattr(site, f"{what}_saved") for site in paying) for what in ("macs", "params", "seconds")]
     assert_saves(rows[DEFAULT_FORM], *sums, macs, parameters)
 
@@ -121,9 +121,9 @@ def test_what_does_not_pay_is_shown_and_not_summed(tmp_path, capsys):
     bottleneck_resnet().save_pretrained(tmp_path)
     _, rows = tables(run(capsys, tmp_path)[1])
     first, *dearer, total = rows.values()  # the first block reads few channels
-    assert (first["pays"], {site["pays"] for site in dearer}) == ("yes", {"no"})
+    assert (first["saves compute"], {site["saves compute"] for site in dearer}) == ("yes", {"no"})
     assert all(number(site["latency saved"]) < 0 and share(site["MACs saved"]) < 0 for site in dearer)
-    assert total["block"] == f"1 of {1 + len(dearer)} sites pay"
+    assert total["block"] == f"1 of {1 + len(dearer)} sites save compute"
     assert all(total[f"{fact} saved"] == first[f"{fact} saved"] for fact in ("MACs", "parameters", "latency"))
 
 
@@ -151,7 +151,7 @@ def test_macs_may_be_what_counts(tmp_path, capsys, monkeypatch):
     large_vit().save_pretrained(tmp_path)
     header, rows = tables(run(capsys, tmp_path, "--cost", "macs")[1])
     assert list(header) == ["model class", "parameters", "MACs per image"]
-    assert [row["pays"] for row in rows.values()] == ["yes"] * 3 + [""]
+    assert [row["saves compute"] for row in rows.values()] == ["yes"] * 3 + [""]
     assert {row["latency saved"] for row in rows.values()} == {"not measured"}
 
 

@@ -303,7 +303,7 @@ def test_corrections_see_the_images_that_are_fitted_to_alone():
 
 def test_impossible_counts_are_refused():
     model = tiny_model("vit")
-    with pytest.raises(PlanError, match=r"^The budget is 4 blocks, but the model has 3 sites: ask"):
+    with pytest.raises(PlanError, match=r"^The budget is 4 sites, but the model has 3 sites: ask"):
         prune(model, batches_for(model), Budget(num_blocks=4))
 
 

@@ -12,10 +12,12 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 from project import ROOT
-from reports import OPTIONAL, empty_report, full_report, stock_report, timm_report, without
+from reports import OPTIONAL, empty_report, full_report, site, stock_report, timm_report, without
 
-from updp_hf import Form, Report
-from updp_hf.core.plan.site import Site
+from updp_hf import Form, Plan, Report
+from updp_hf.core.depth.runs import Run
+from updp_hf.core.kinds import kind_of_form
+from updp_hf.core.plan.site import Saving
 from updp_hf.reporting import card
 from updp_hf.reporting.card import PICTURES, add_card, draw_pictures, is_generated, render_card
 from updp_hf.reporting.report import Cost, HeldOutSet, ModelFacts, OnnxFacts, SelectionFacts
@@ -155,7 +157,7 @@ def numbers_of(document, path=()):
 
 
 NUMBERS = [path for path in numbers_of(asdict(full_report())) if path[0] in SHOWN]
-SITE_NUMBERS = [("plan", "sites", index, saved) for index in (0, 1) for saved in ("macs_saved", "params_saved")]
+SITE_NUMBERS = [("plan", "sites", index, "saving", saved) for index in (0, 1) for saved in ("macs", "parameters")]
 
 
 @pytest.mark.parametrize("path", [*NUMBERS, *SITE_NUMBERS], ids=lambda path: ".".join(map(str, path)))
@@ -188,7 +190,7 @@ EXPECTED = {
     ],
     "conditions": ["median, the models in turn, 17 rounds; cpu (a kind, 4 cores), float32, eager, 3 threads."],
     "merging": ["no logit of two random images by more than 3e-07 of the largest one"],
-    "choice": ["selector `greedy` for the budget of 2 blocks, among 3 candidates, in 41 s."],
+    "choice": ["selector `greedy` for the budget of 2 sites, among 3 candidates, in 41 s."],
     "schedule": ["between 7 % and 59 % of 120 steps, cosine;", "(2.5 epochs). 2 processes on a GPU, 93 s."],
     "held-out set": ["on 360 held-out images of digits, split `test`."],
     "runtimes": ["opset 18", "within 4e-07", "| 15.36 ms ", "| 102.47 ms ", "| 9.72 ms ", "| 76.31 ms ", "5 threads"],
@@ -216,15 +218,19 @@ def test_metrics_without_training_read_like_all_others():
     [
         ([("merge", 1)], "with **1 of 4 blocks pruned** (1 merged):"),
         ([("merge", 1), ("attention-drop", 2)], "with **2 of 4 blocks pruned** (1 merged, 1 without attention):"),
-        ([("merge", 1), ("attention-drop", 1)], "with **1 of 4 blocks pruned** (1 merged):"),
+        (
+            [("merge", 1), ("attention-drop", 1)],
+            "with **1 of 4 blocks pruned** (1 merged and without attention; 2 sites",
+        ),
+        ([("merge", 1), ("merge-keep-norm", 1)], "with **1 of 4 blocks pruned** (1 merged; 2 sites in all):"),
         ([("block-drop", 1), ("block-drop", 3)], "with **2 of 4 blocks pruned** (2 dropped):"),
         ([("merge-keep-norm", 0), ("block-drop", 3)], "with **2 of 4 blocks pruned** (1 merged, 1 dropped):"),
         ([], "with **0 of 4 blocks pruned**"),
     ],
 )
 def test_the_first_sentence_counts_the_blocks(sites, sentence):
-    sites = [asdict(Site(Form(form), f"blocks.{index}", (f"blocks.{index}.{form}",))) for form, index in sites]
-    report = full_report(plan={"sites": sites}, blocks=[f"blocks.{index}" for index in range(4)])
+    plan = Plan(tuple(site(form, f"blocks.{index}", f"blocks.{index}.{form}") for form, index in sites))
+    report = full_report(plan=plan.to_dict(), blocks=[f"blocks.{index}" for index in range(4)])
     assert sentence in squeezed(render_card(report, ID))
 
 
@@ -245,15 +251,17 @@ def test_training_took_seconds_or_hours(seconds, text):
     assert text in squeezed(render_card(full_report(training=training), ID))
 
 
-@pytest.mark.parametrize("form", list(Form))
+@pytest.mark.parametrize("form", list(map(str, Form)))
 def test_each_form_of_site_has_a_row_that_tells_what_is_left(form):
-    site = Site(
-        form, "net.b", ("net.b.norm", "net.b.act"), ("net.b.act",), ("net.b.norm",), macs_saved=3, params_saved=1
-    )
-    before = Cost(8, 10)
-    lines = render_card(full_report(plan={"sites": [asdict(site)]}, before=before), ID).splitlines()
+    kind = kind_of_form(form)
+    closes = {"activations": ("net.b.act",), "norms": ("net.b.norm",), "norm_channels": (2,)}
+    changes = closes if kind is Run else {}
+    pruned = kind(form, "net.b", ("net.b.norm", "net.b.act"), saving=Saving(3, 1), **changes)
+    plan = Plan((pruned,)).to_dict()
+    lines = render_card(full_report(plan=plan, before=Cost(8, 10)), ID).splitlines()
     (row,) = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| 1 "))
-    assert row == ["1", "`net.b`", "`norm`, `act`", card._LEFT[form], "30.0%", "12.5%"]
+    closed = "`norm`, `act`" if changes else "all of it"
+    assert row == ["1", "`net.b`", closed, pruned.left, "30.0%", "12.5%"]
 
 
 # what is missing
@@ -507,7 +515,7 @@ def fails(*args, **kwargs):
     raise RuntimeError("it failed")
 
 
-@pytest.mark.parametrize("broken", ["render_card", "draw_pictures", "fates_of"])
+@pytest.mark.parametrize("broken", ["render_card", "draw_pictures"])
 def test_a_failure_is_one_warning_and_no_error(broken, tmp_path, monkeypatch, warnings_of_card):
     monkeypatch.setattr(card, broken, fails)
     add_card(full_report(), tmp_path, ID)

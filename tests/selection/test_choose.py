@@ -124,7 +124,7 @@ def test_merging_may_save_macs_and_cost_parameters():
 def test_more_blocks_than_there_are_is_refused(candidates):
     model, sites = candidates["vit"]
     with pytest.raises(
-        PlanError, match=r"^The budget is 4 blocks, but the model has 3 sites: ask for no more than that"
+        PlanError, match=r"^The budget is 4 sites, but the model has 3 sites: ask for no more than that"
     ):
         demand_of(model, sites, Budget(num_blocks=4))
     demand_of(model, sites, Budget(num_blocks=3))

@@ -15,8 +15,8 @@ from updp_hf.errors import PlanError
     [
         ({"num_pruned_blocks": None}, "Of `num_pruned_blocks`, .* and `plan`, none is given: give one of them"),
         ({"num_pruned_blocks": 2, "plan": "plan.json"}, "`num_pruned_blocks` and `plan` is given: give one of them"),
-        ({"num_pruned_blocks": 0}, "0 blocks are to be pruned, expected at least 1"),
-        ({"num_pruned_blocks": -1}, "-1 blocks are to be pruned, expected at least 1"),
+        ({"num_pruned_blocks": 0}, "`num_blocks` is 0, expected at least 1"),
+        ({"num_pruned_blocks": -1}, "`num_blocks` is -1, expected at least 1"),
         ({"selector": "best"}, r"`selector` is 'best', expected one of \['sensitivity', .*'supernet'\]"),
         ({"form": "mlp"}, "`form` is 'mlp', expected one of .*'merge-keep-norm'"),
         ({"start": "random"}, r"`start` is 'random', expected one of \['inherit', 'fit'\]"),

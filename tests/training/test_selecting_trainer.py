@@ -93,9 +93,9 @@ def test_the_report_tells_how_the_blocks_were_chosen(tmp_path):
     run.train()
     run.save_model()
     selection = Report.load(tmp_path).selection
-    assert selection["selector"] == "sensitivity"
-    assert selection["budget"] == "2 blocks"
-    assert len(selection["candidates"]) == 3
+    assert selection.selector == "sensitivity"
+    assert selection.budget == "2 sites"
+    assert len(selection.candidates) == 3
     assert Report.load(tmp_path).plan == run.plan.to_dict()
 
 

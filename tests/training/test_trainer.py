@@ -921,7 +921,7 @@ def test_other_arguments_and_data_parallel_are_refused(tmp_path, monkeypatch):
 
 
 def test_more_blocks_than_there_are_is_refused(tmp_path):
-    with pytest.raises(PlanError, match="The budget is 4 blocks, but the model has 3 sites: ask for no more"):
+    with pytest.raises(PlanError, match="The budget is 4 sites, but the model has 3 sites: ask for no more"):
         trainer(tmp_path, num_pruned_blocks=4).train()
 
 

@@ -12,11 +12,10 @@ import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 from transformers.utils import logging
 
-from updp_hf.core.kinds import kind_of_form
 from updp_hf.model.modeling_updp import UPDPForImageClassification
-from updp_hf.reporting.plots import Fate, fates_of, plot_before_after, plot_blocks, plot_schedule
+from updp_hf.reporting.plots import plot_before_after, plot_blocks, plot_schedule
 from updp_hf.reporting.provenance import is_hub_id
-from updp_hf.reporting.report import HeldOutSet, Report
+from updp_hf.reporting.report import KEPT, HeldOutSet, Report
 from updp_hf.reporting.tables import NOT_MEASURED, latency_facts, numbers, side_by_side, speed_ups
 
 __all__ = ["CARD_NAME", "PICTURES", "add_card", "draw_pictures", "is_generated", "render_card", "write_card"]
@@ -50,7 +49,7 @@ def render_card(report: Report, repo_id: str, pictures: Collection[str] = tuple(
         autoescape=False,  # Markdown, not HTML
     )
     report = report.as_saved()
-    fates = fates_of(report)
+    outcomes, pruned = report.outcomes, {site.block for site in report.sites}
     name = report.metadata.get("model_name") or repo_id.rstrip("/").rpartition("/")[2]
     text = environment.get_template("card_template.md").render(
         report=report,
@@ -61,10 +60,11 @@ def render_card(report: Report, repo_id: str, pictures: Collection[str] = tuple(
         metadata=_metadata(report, name).to_yaml(),
         base_model=_base_model(report),
         is_stock=bool(report.model and report.model.merged_class not in (None, UPDPForImageClassification.__name__)),
-        fates=fates,
-        outcome=_outcome(fates.values()),
-        merges=Fate.MERGED in fates.values(),
-        num_pruned=len({site["block"] for site in report.plan.get("sites", [])}),
+        num_blocks=len(outcomes),
+        num_pruned=len(pruned),
+        num_sites=len(report.sites),
+        outcome=_outcome(outcomes.values()),
+        merges=any(site.closed for site in report.sites),
         speed_ups=speed_ups(report.before.latency, report.after.latency),
         sites=_sites(report),
         comparison=_comparison(report),
@@ -101,7 +101,7 @@ def draw_pictures(report: Report, folder: Path) -> list[str]:
     """Draw what the report has the facts for, and return the names of the files; older ones are taken away."""
     has_facts = {
         "before_after.png": True,
-        "blocks.png": bool(fates_of(report)),
+        "blocks.png": bool(report.outcomes),
         "schedule.png": bool(report.training and report.training.steps),
     }
     for name, draw in PICTURES.items():
@@ -168,34 +168,25 @@ def _base_model(report: Report) -> str | None:
     return name if is_hub_id(name) else None
 
 
-def _outcome(fates: Collection[Fate]) -> str:
-    """Return how many blocks met which fate."""
-    counts = Counter(fates)
-    pruned = [f"{counts[fate]} {fate}" for fate in Fate if fate is not Fate.KEPT and counts[fate]]
-    return ", ".join(pruned) or "none"
+def _outcome(outcomes: Collection[str]) -> str:
+    """Return what became of how many pruned blocks."""
+    counts = Counter(outcome for outcome in outcomes if outcome != KEPT)
+    return ", ".join(f"{count} {outcome}" for outcome, count in counts.items()) or "none"
 
 
 def _sites(report: Report) -> str:
     rows = [
         {
-            "block": f"`{site['block']}`",
-            "closed": ", ".join(f"`{_inside(slot, site['block'])}`" for slot in _closed(site)) or "all of it",
-            "left": kind_of_form(site["form"]).forms[site["form"]],
-            "MACs saved": f"{site['macs_saved'] / report.before.macs:.1%}",
-            "parameters saved": f"{site['params_saved'] / report.before.parameters:.1%}",
+            "block": f"`{site.block}`",
+            "closed": ", ".join(f"`{slot.removeprefix(f'{site.block}.')}`" for slot in site.closed) or "all of it",
+            "left": site.left,
+            "MACs saved": f"{site.saving.macs / report.before.macs:.1%}",
+            "parameters saved": f"{site.saving.parameters / report.before.parameters:.1%}",
         }
-        for site in report.plan.get("sites", [])
+        for site in report.sites
     ]
     columns = rows[0] if rows else {}
     return side_by_side({column: {str(i): row[column] for i, row in enumerate(rows, start=1)} for column in columns})
-
-
-def _closed(site: Mapping[str, Any]) -> list[str]:
-    return [*site.get("norms", ()), *site.get("activations", ()), *site.get("shared", ())]
-
-
-def _inside(slot: str, block: str) -> str:
-    return slot.removeprefix(f"{block}.")
 
 
 def _comparison(report: Report) -> str:

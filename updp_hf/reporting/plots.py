@@ -1,8 +1,8 @@
 """Pictures: opaque, so that they read on a light page and on a dark one."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from updp_hf.core.kinds import kind_of_form
+from updp_hf.core.kinds import KINDS
 from updp_hf.core.schedule import ramp
 from updp_hf.reporting.report import Report
 from updp_hf.reporting.tables import numbers
@@ -18,7 +18,7 @@ from updp_hf.reporting.tables import numbers
 if TYPE_CHECKING:
     from updp_hf.selection.pareto import Front
 
-__all__ = ["Fate", "fates_of", "plot_before_after", "plot_blocks", "plot_front", "plot_schedule"]
+__all__ = ["plot_before_after", "plot_blocks", "plot_front", "plot_schedule"]
 
 PAPER, INK, FAINT = "#ffffff", "#24292f", "#8c959f"
 BEFORE, AFTER = "#8c959f", "#0969da"
@@ -26,60 +26,48 @@ ROW = 16
 """Blocks in one row of the picture of a network."""
 
 
-class Fate(StrEnum):
-    """What pruning made of a block."""
-
-    KEPT = "kept"
-    MERGED = "merged"
-    WITHOUT_ATTENTION = "without attention"
-    DROPPED = "dropped"
-
-
-_LOOKS: dict[Fate, dict[str, Any]] = {
-    Fate.KEPT: {"facecolor": "#d0d7de", "edgecolor": INK, "linewidth": 0.8},
-    Fate.MERGED: {"facecolor": AFTER, "edgecolor": INK, "linewidth": 0.8},
-    Fate.WITHOUT_ATTENTION: {"facecolor": "#b6e3ff", "edgecolor": INK, "linewidth": 0.8},
-    Fate.DROPPED: {"facecolor": PAPER, "edgecolor": INK, "linewidth": 0.8, "linestyle": "--"},
-}
+_LOOKS: tuple[dict[str, Any], ...] = (
+    {"facecolor": AFTER},
+    {"facecolor": "#b6e3ff"},
+    {"facecolor": PAPER, "linestyle": "--"},
+    {"facecolor": "#ffd8b5"},
+    {"facecolor": "#d8b9ff"},
+)
+"""Looks of what can become of a block, in the order of the kinds of sites."""
 
 
-def fates_of(report: Report) -> dict[str, Fate]:
-    """Return what became of each block of the unpruned network, in order of execution.
-
-    A block of which some part was merged counts as merged.
-    """
-    fates = dict.fromkeys(report.blocks, Fate.KEPT)
-    for site in report.plan.get("sites", []):
-        if fates.get(site["block"]) is not Fate.MERGED:
-            fates[site["block"]] = Fate(kind_of_form(site["form"]).outcome)
-    return fates
+def _look(outcome: str) -> dict[str, Any]:
+    """Return the look of a block; of one in which sites of several kinds were pruned, that of the first."""
+    known = list(dict.fromkeys(kind.outcome for kind in KINDS.values()))
+    index = next((index for index, name in enumerate(known) if outcome.startswith(name)), None)
+    look = {"facecolor": "#d0d7de"} if index is None else _LOOKS[index % len(_LOOKS)]
+    return {"edgecolor": INK, "linewidth": 0.8, **look}
 
 
 def plot_blocks(report: Report, file: Path) -> None:
     """Draw the blocks of the network in order of execution, and what became of each."""
-    fates = fates_of(report)
-    columns, rows = min(ROW, len(fates)), math.ceil(len(fates) / ROW)
+    outcomes = report.outcomes
+    columns, rows = min(ROW, len(outcomes)), math.ceil(len(outcomes) / ROW)
     figure = Figure(figsize=(0.55 * max(columns, 8) + 0.4, 0.85 * rows + 0.7), layout="constrained", facecolor=PAPER)
     axes = figure.subplots()
-    for index, (name, fate) in enumerate(fates.items()):
+    for index, (name, outcome) in enumerate(outcomes.items()):
         row, column = divmod(index, ROW)
         x, y = column, -1.55 * row
-        axes.add_patch(FancyBboxPatch((x, y), 0.72, 0.72, boxstyle="round,pad=0.05", **_LOOKS[fate]))
-        ink = PAPER if fate is Fate.MERGED else INK
+        axes.add_patch(FancyBboxPatch((x, y), 0.72, 0.72, boxstyle="round,pad=0.05", **_look(outcome)))
+        ink = PAPER if _look(outcome)["facecolor"] == AFTER else INK
         axes.text(x + 0.36, y + 0.36, str(index), ha="center", va="center", color=ink, fontsize=10)
         axes.text(x + 0.36, y - 0.12, _short(name), ha="center", va="top", color=INK, fontsize=6.5)
         if column:
             axes.annotate(
                 "", (x - 0.05, y + 0.36), (x - 0.23, y + 0.36), arrowprops={"arrowstyle": "-", "color": FAINT}
             )
-    counts = {fate: sum(other is fate for other in fates.values()) for fate in Fate}
-    for fate, count in counts.items():
-        if count:
-            axes.add_patch(FancyBboxPatch((0, 99), 0, 0, label=f"{count} {fate}", **_LOOKS[fate]))
+    counts = Counter(outcomes.values())
+    for outcome, count in counts.items():
+        axes.add_patch(FancyBboxPatch((0, 99), 0, 0, label=f"{count} {outcome}", **_look(outcome)))
     axes.set_xlim(-0.3, max(columns, 8) + 0.05)
     axes.set_ylim(-1.55 * (rows - 1) - 0.6, 0.95)
     axes.set_axis_off()
-    figure.legend(loc="outside lower center", ncols=len(Fate), frameon=False, labelcolor=INK, fontsize=9)
+    figure.legend(loc="outside lower center", ncols=len(counts), frameon=False, labelcolor=INK, fontsize=9)
     figure.savefig(file, dpi=150)
 
 

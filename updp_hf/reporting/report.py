@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any, Self
 
 from updp_hf.core.cost import LatencyTable
-from updp_hf.core.plan.plan import library_versions
+from updp_hf.core.plan.plan import FORMAT_VERSION, Plan, library_versions
 from updp_hf.core.plan.schema import from_values
+from updp_hf.core.plan.site import Site
 from updp_hf.errors import UPDPError
 from updp_hf.reporting.tables import latency_facts
 
 __all__ = [
+    "KEPT",
     "REPORT_NAME",
     "Cost",
     "HeldOutSet",
@@ -25,6 +27,8 @@ __all__ = [
 ]
 
 REPORT_NAME = "updp_report.json"
+KEPT = "kept"
+"""What became of a block in which nothing was pruned."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,23 @@ class Report:
     seed: int | None = None
     weights: str | None = None  # SHA-256 of the weights that all this is true of
     versions: dict[str, str] = field(default_factory=library_versions)
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """What was pruned.
+
+        Raises:
+            PlanError: the plan cannot be read.
+        """
+        return Plan.from_dict({"format_version": FORMAT_VERSION, **self.plan}).sites if self.plan.get("sites") else ()
+
+    @property
+    def outcomes(self) -> dict[str, str]:
+        """What became of each block of the unpruned network, in order of execution: `KEPT`, or what its sites say."""
+        found: dict[str, list[str]] = {block: [] for block in self.blocks}
+        for site in self.sites:
+            found.setdefault(site.block, []).append(site.outcome)
+        return {block: " and ".join(dict.fromkeys(outcomes)) or KEPT for block, outcomes in found.items()}
 
     def save(self, folder: str | Path) -> None:
         """Write the report into `folder`."""

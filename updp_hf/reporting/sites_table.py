@@ -22,14 +22,14 @@ def sites_table(model: PreTrainedModel, name: str, forms: Sequence[str], batch_s
         model: an image classifier.
         name: what to call it.
         forms: what closing may leave behind.
-        batch_size: images in the forward of which latency is measured; None measures none, and MACs decide what pays.
+        batch_size: images in the forward of which latency is measured; None measures none, and MACs decide what saves compute.
 
     Raises:
         ValueError: the model cannot be exported.
     """
     latencies = None if batch_size is None else LatencyTable(batch_size)
     try:
-        sites, refused = find_sites(model, forms, latencies=latencies)
+        sites, unsupported = find_sites(model, forms, latencies=latencies)
     except ExportError as error:
         raise UPDPError(f"{error} That takes Python: `updp_hf.find_sites(model, example_inputs=...)`.") from error
     costs, conditions = measure_costs({name: model}, [] if batch_size is None else [batch_size])
@@ -41,26 +41,26 @@ def sites_table(model: PreTrainedModel, name: str, forms: Sequence[str], batch_s
         parts.append(_table(sites, cost))
     for form in forms:
         if not any(site.form == form for site in sites):
-            why = "" if refused else ", for no repeated blocks with Linears or convolutions were found"
+            why = "" if unsupported else ", for no repeated blocks with Linears or convolutions were found"
             parts.append(f"{kind} has no site of the form {form}{why}. Try another --form.")
-    if refused:
-        parts.append(_reasons(refused))
+    if unsupported:
+        parts.append(_reasons(unsupported))
     return "\n\n".join(parts)
 
 
 def _table(sites: Sequence[Site], cost: Cost) -> str:
-    """Return a row for each site in order of execution, and one for all sites of a form that pay."""
+    """Return a row for each site in order of execution, and one for all sites of a form that save compute."""
     rows = {}
     for index, site in enumerate(sites):
         closed = site.closed or site.slots
         slots = ", ".join(slot.removeprefix(site.block).removeprefix(".") for slot in closed)
         names = {"block": site.block, "closes": slots or "all of it", "form": str(site.form)}
-        rows[str(index)] = {**names, **_saved([site], cost), "pays": "yes" if site.saves_compute else "no"}
+        rows[str(index)] = {**names, **_saved([site], cost), "saves compute": "yes" if site.saves_compute else "no"}
     for form in dict.fromkeys(site.form for site in sites):
         alike = [site for site in sites if site.form == form]
-        paying = [site for site in alike if site.saves_compute]
-        names = {"block": f"{len(paying)} of {len(alike)} sites pay", "closes": "", "form": ""}
-        rows[str(form)] = {**names, **_saved(paying, cost), "pays": ""}
+        useful = [site for site in alike if site.saves_compute]
+        names = {"block": f"{len(useful)} of {len(alike)} sites save compute", "closes": "", "form": ""}
+        rows[str(form)] = {**names, **_saved(useful, cost), "saves compute": ""}
     return side_by_side({fact: {row: facts[fact] for row, facts in rows.items()} for fact in rows["0"]})
 
 
@@ -79,12 +79,12 @@ def _saved(sites: Sequence[Site], cost: Cost) -> dict[str, str]:
     }
 
 
-def _reasons(refused: Iterable[Unsupported]) -> str:
+def _reasons(unsupported: Iterable[Unsupported]) -> str:
     """Return a list of why blocks have no site, those with the same reason together."""
     blocks: dict[tuple[str, str], list[str]] = {}
-    for refusal in refused:
-        reason = refusal.reason.replace(f"'{refusal.block}.", "'").replace(f"'{refusal.block}'", "the block")
-        blocks.setdefault((refusal.form, reason), []).append(refusal.block)
+    for none in unsupported:
+        reason = none.reason.replace(f"'{none.block}.", "'").replace(f"'{none.block}'", "the block")
+        blocks.setdefault((none.form, reason), []).append(none.block)
     lines = [f"- {few(names)} ({form}): {reason}." for (form, reason), names in blocks.items()]
     return "\n".join(["Blocks without a site:", *lines])
 

@@ -34,7 +34,10 @@ class UPDPTrainingArguments(TrainingArguments):
         default=False, metadata={"help": "Leave a loss that is NaN out of the log; by default it ends the training."}
     )
     num_pruned_blocks: int | None = field(
-        default=None, metadata={"help": "How many blocks to prune. Give this, one of the three targets, or `plan`."}
+        default=None, metadata={
+            "help": "How many sites to prune: in most networks there is one in a block. Give this, one of the three "
+            "targets, or `plan`."
+        },
     )
     target_speed_up: float | None = field(
         default=None,

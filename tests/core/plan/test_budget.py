@@ -14,7 +14,7 @@ from updp_hf.errors import PlanError
 @pytest.mark.parametrize(
     ("budget", "text"),
     [
-        (Budget(num_blocks=6), "6 blocks"),
+        (Budget(num_blocks=6), "6 sites"),
         (Budget(speed_up=1.3), "a speed-up of 1.3×"),
         (Budget(speed_up=2), "a speed-up of 2×"),
         (Budget(macs=0.7), "70% of the MACs"),
@@ -42,7 +42,7 @@ def test_a_budget_is_exactly_one_of_the_four(given, found):
 
 @pytest.mark.parametrize("count", [0, -1])
 def test_so_few_blocks_are_no_budget(count):
-    with pytest.raises(ValueError, match=f"^{count} blocks are to be pruned, expected at least 1"):
+    with pytest.raises(ValueError, match=f"^`num_blocks` is {count}, expected at least 1"):
         Budget(num_blocks=count)
 
 

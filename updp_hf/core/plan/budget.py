@@ -17,7 +17,8 @@ class Budget:
     """How much is to be pruned; one of the four is given.
 
     Args:
-        num_blocks: so many sites are closed (UPDP's P4, P6).
+        num_blocks: so many sites are closed (UPDP's P4, P6). Most networks have one site in a block, so that blocks are
+            counted; in one such as VGG, whose layers form a single block, each run of layers is a site and counts.
         speed_up: the latency before is at least so many times that after, on the device at hand: above 1.
         macs: at most this fraction of the multiply-accumulates is left, between 0 and 1.
         parameters: at most this fraction of the parameters is left, between 0 and 1.
@@ -43,7 +44,7 @@ class Budget:
                 "parameters that are left."
             )
         if self.num_blocks is not None and self.num_blocks < 1:
-            raise UPDPError(f"{self.num_blocks} blocks are to be pruned, expected at least 1.")
+            raise UPDPError(f"`num_blocks` is {self.num_blocks}, expected at least 1.")
         if self.speed_up is not None and not self.speed_up > 1.0:
             raise UPDPError(f"The speed-up asked for is {self.speed_up:g}, expected a factor above 1, such as 1.3.")
         for name, value in (("MACs", self.macs), ("parameters", self.parameters)):
@@ -54,7 +55,7 @@ class Budget:
 
     def __str__(self) -> str:
         if self.num_blocks is not None:
-            return f"{self.num_blocks} blocks"
+            return f"{self.num_blocks} site{'' if self.num_blocks == 1 else 's'}"
         if self.speed_up is not None:
             return f"a speed-up of {self.speed_up:g}×"
         if self.macs is not None:
