@@ -161,7 +161,7 @@ def test_another_number_makes_another_picture(plot, path, usual, tmp_path):
 
 def test_another_ramp_makes_another_picture(tmp_path):
     training = full_report().training
-    ramps = [full_report(training={**training, "ramp": ramp}) for ramp in ("linear", "cosine", "constant")]
+    ramps = [full_report(training=replace(training, ramp=ramp)) for ramp in ("linear", "cosine", "constant")]
     assert len({drawn(plot_schedule, report, tmp_path) for report in ramps}) == 3
 
 
@@ -261,7 +261,7 @@ def test_the_accuracy_is_shown_where_there_is_one(figure_of):
 
 @pytest.mark.parametrize("steps", [1, 120, 100_000])
 def test_a_schedule_goes_from_open_to_closed_over_any_number_of_steps(steps, figure_of):
-    report = full_report(training={**full_report().training, "steps": steps}, history=[])
+    report = full_report(training=replace(full_report().training, steps=steps), history=[])
     (line,) = figure_of(plot_schedule, report).axes[0].get_lines()
     x, y = line.get_data()
     assert (x[0], x[-1]) == (0, steps)

@@ -6,6 +6,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, Repo
 from tiny_training import RandomImages
 
 from updp_hf.reporting.provenance import dataset_facts, is_hub_id, metadata_of
+from updp_hf.reporting.report import HeldOutSet
 
 IDS = ["google/vit-base-patch16-224", "timm/resnet50.a1_in1k", "gpt2", "a/b"]
 FOLDERS = [
@@ -174,19 +175,17 @@ FACTS = {
 
 @pytest.mark.parametrize(("dataset", "facts"), FACTS.values(), ids=FACTS)
 def test_images_tell_where_they_are_from_as_far_as_they_know(dataset, facts):
-    found = dataset_facts(dataset)
-    assert found == facts
-    assert all(type(value) is (int if name == "images" else str) for name, value in found.items())
+    assert dataset_facts(dataset) == (HeldOutSet(**facts) if facts else None)
 
 
 def test_info_of_another_kind_is_not_taken_for_that_of_a_dataset():
     images = RandomImages(count=2)
     images.info = {"dataset_name": "/home/somebody/images"}
-    assert dataset_facts(images) == {"images": 2}
+    assert dataset_facts(images) == HeldOutSet(images=2)
 
 
 def test_several_sets_are_not_counted_as_images():
-    assert "images" not in dataset_facts({"test": RandomImages(count=7), "other": RandomImages(count=8)})
+    assert dataset_facts({"test": RandomImages(count=7), "other": RandomImages(count=8)}) is None
 
 
 def test_what_was_trained_on_is_named_beside_what_the_checkpoint_was():

@@ -9,15 +9,18 @@ from dataclasses import replace
 import pytest
 import torch
 from tiny_models import tiny_model
-from tiny_training import mobilenet, resnet, vit
+from tiny_training import RandomImages, mobilenet, resnet, vit
+from torch import nn
 
 from updp_hf import Budget, Plan, close_, gate_, merge
 from updp_hf.core.cost import count_macs, count_parameters
 from updp_hf.core.plan.budget import Demand
+from updp_hf.core.plan.site import Saving
 from updp_hf.errors import PlanError
-from updp_hf.selection.choose import ATTEMPTS, demand_of, measure_merged, select
+from updp_hf.selection.choose import ATTEMPTS, choose, select
+from updp_hf.selection.demand import demand_of, measure_merged
 from updp_hf.selection.selectors import last, least, shuffled
-from updp_hf.surgery.find import require_sites
+from updp_hf.surgery.find import blocks_of, require_sites
 from updp_hf.surgery.model_io import example_inputs_of
 
 CASES = {
@@ -73,7 +76,7 @@ def test_the_merged_model_keeps_to_the_budget(candidates, name, given):
     budget = Budget(**{given: 0.6 * possible + 0.4})
     kept, demand = demand_of(model, sites, budget)
     assert demand.required == pytest.approx(total * (0.6 - 0.6 * possible))
-    chosen = select(model, kept, demand, shuffled(2))
+    chosen, _ = select(model, kept, demand, shuffled(2))
     assert len(chosen) < len(sites)
     left = cost_of(merged_with(model, chosen), given) / total
     assert possible < left <= 0.6 * possible + 0.4
@@ -94,17 +97,21 @@ def test_a_number_of_blocks_is_met_by_so_many_whatever_they_save(candidates, cou
     kept, demand = demand_of(model, sites, Budget(num_blocks=count))
     assert kept == sites
     assert demand == Demand((1.0, 1.0, 1.0), float(count))
-    assert len(select(model, kept, demand, last)) == count
+    assert len(select(model, kept, demand, last)[0]) == count
 
 
 @pytest.mark.parametrize("given", ["macs", "parameters"])
 def test_sites_that_save_nothing_are_left_out(candidates, given):
     model, sites = candidates["vit"]
-    field = "macs_saved" if given == "macs" else "params_saved"
-    changed = (replace(sites[0], **{field: 0}), sites[1], replace(sites[2], **{field: -7}))
+    field = given
+    changed = (
+        replace(sites[0], saving=replace(sites[0].saving, **{field: 0})),
+        sites[1],
+        replace(sites[2], saving=replace(sites[2].saving, **{field: -7})),
+    )
     kept, demand = demand_of(model, changed, Budget(**{given: 0.99}))
     assert kept == (sites[1],)
-    assert demand.savings == (float(getattr(sites[1], field)),)
+    assert demand.savings == (float(getattr(sites[1].saving, field)),)
     assert demand_of(model, changed, Budget(num_blocks=3))[0] == changed
 
 
@@ -133,9 +140,12 @@ def test_more_blocks_than_there_are_is_refused(candidates):
 def drawn_sites(sites, given, total, seed):
     """Return `sites` as if they saved random amounts, one of them less than nothing."""
     generator = random.Random(seed)
-    field = "macs_saved" if given == "macs" else "params_saved"
+    field = given
     savings = [generator.randint(1, total // 4), generator.randint(1, total // 4), -generator.randint(1, total // 50)]
-    return tuple(replace(site, **{field: saving}) for site, saving in zip(sites, savings, strict=True))
+    return tuple(
+        replace(site, saving=replace(site.saving, **{field: saving}))
+        for site, saving in zip(sites, savings, strict=True)
+    )
 
 
 @pytest.mark.parametrize("given", ["macs", "parameters"])
@@ -170,57 +180,50 @@ class Latencies:
         return self.before, self.before - self.saved(tuple(sites))
 
 
-@pytest.fixture
-def latencies(monkeypatch):
-    def install(before, saved):
-        found = Latencies(before, saved)
-        monkeypatch.setattr("updp_hf.selection.choose.measure_merged", found)
-        return found
-
-    return install
-
-
-def test_the_latency_that_all_save_is_shared_out_by_what_was_measured_of_each(candidates, latencies):
+def test_the_latency_that_all_save_is_shared_out_by_what_was_measured_of_each(candidates):
     model, sites = candidates["vit"]
-    timed = tuple(replace(site, seconds_saved=seconds) for site, seconds in zip(sites, (1.0, 2.0, 5.0), strict=True))
-    found = latencies(10.0, lambda chosen: 4.0)
-    kept, demand = demand_of(model, timed, Budget(speed_up=1.25), batch_size=8)
+    timed = tuple(
+        replace(site, saving=replace(site.saving, seconds=seconds))
+        for site, seconds in zip(sites, (1.0, 2.0, 5.0), strict=True)
+    )
+    found = Latencies(10.0, lambda chosen: 4.0)
+    kept, demand = demand_of(model, timed, Budget(speed_up=1.25), batch_size=8, measure=found)
     assert found.measured == [(timed, 8)]
     assert kept == timed
     assert demand.savings == pytest.approx((0.5, 1.0, 2.5))
     assert demand.required == pytest.approx(2.0)
 
 
-def test_the_latency_that_all_save_is_shared_out_by_their_macs_otherwise(candidates, latencies):
+def test_the_latency_that_all_save_is_shared_out_by_their_macs_otherwise(candidates):
     model, sites = candidates["vit"]
-    counted = tuple(replace(site, macs_saved=macs) for site, macs in zip(sites, (100, 200, 500), strict=True))
-    latencies(10.0, lambda chosen: 4.0)
-    _, demand = demand_of(model, counted, Budget(speed_up=1.25))
+    counted = tuple(replace(site, saving=Saving(macs)) for site, macs in zip(sites, (100, 200, 500), strict=True))
+    found = Latencies(10.0, lambda chosen: 4.0)
+    _, demand = demand_of(model, counted, Budget(speed_up=1.25), measure=found)
     assert demand.savings == pytest.approx((0.5, 1.0, 2.5))
 
 
 @pytest.mark.parametrize("after", [6.0, 7.0, 9.99, 3.3, 8.62])
-def test_the_speed_up_that_a_refusal_says_is_possible_is_accepted(candidates, latencies, after):
+def test_the_speed_up_that_a_refusal_says_is_possible_is_accepted(candidates, after):
     model, sites = candidates["vit"]
-    latencies(10.0, lambda chosen: 10.0 - after)
+    measured = Latencies(10.0, lambda chosen: 10.0 - after)
     with pytest.raises(PlanError) as refusal:
-        demand_of(model, sites, Budget(speed_up=4.0))
+        demand_of(model, sites, Budget(speed_up=4.0), measure=measured)
     message = r"The budget is a speed-up of 4×, but .* all 3 sites .* ([\d.]+)× as fast: ask for no more"
     found = re.match(message, str(refusal.value))
     if float(found[1]) > 1:
-        kept, demand = demand_of(model, sites, Budget(speed_up=float(found[1])))
+        kept, demand = demand_of(model, sites, Budget(speed_up=float(found[1])), measure=measured)
         assert demand.is_met(range(len(kept)))
-    assert demand_of(model, sites, Budget(speed_up=10.0 / after))[1].is_met([0, 1, 2])
+    assert demand_of(model, sites, Budget(speed_up=10.0 / after), measure=measured)[1].is_met([0, 1, 2])
     with pytest.raises(PlanError):
-        demand_of(model, sites, Budget(speed_up=10.0 / after + 0.011))
+        demand_of(model, sites, Budget(speed_up=10.0 / after + 0.011), measure=measured)
 
 
 @pytest.mark.parametrize(("saved", "factor"), [(0.0, "1.00"), (-1.0, "0.9")])
-def test_merging_that_makes_nothing_faster_is_refused(candidates, latencies, saved, factor):
+def test_merging_that_makes_nothing_faster_is_refused(candidates, saved, factor):
     model, sites = candidates["vit"]
-    latencies(10.0, lambda chosen: saved)
+    found = Latencies(10.0, lambda chosen: saved)
     with pytest.raises(PlanError, match=rf"all 3 sites .* {factor}\d?× as fast"):
-        demand_of(model, sites, Budget(speed_up=1.01))
+        demand_of(model, sites, Budget(speed_up=1.01), measure=found)
 
 
 # asking again
@@ -241,64 +244,66 @@ class Asked:
         return self.selector(demand)
 
 
-def test_without_a_speed_up_nothing_is_measured(latencies):
-    found, asked = latencies(20.0, len), Asked()
-    assert select(None, SITES, DEMAND, asked) == SITES[-4:]
+def test_without_a_speed_up_nothing_is_measured():
+    found, asked = Latencies(20.0, len), Asked()
+    assert select(None, SITES, DEMAND, asked, measure=found)[0] == SITES[-4:]
     assert found.measured == []
     assert asked.demands == [DEMAND]
 
 
-def test_a_choice_that_is_fast_enough_is_measured_once(latencies):
-    found, asked = latencies(20.0, len), Asked()
-    assert select(None, SITES, DEMAND, asked, speed_up=1.25, batch_size=3) == SITES[-4:]
+def test_a_choice_that_is_fast_enough_is_measured_once():
+    found, asked = Latencies(20.0, len), Asked()
+    assert select(None, SITES, DEMAND, asked, speed_up=1.25, batch_size=3, measure=found)[0] == SITES[-4:]
     assert found.measured == [(SITES[-4:], 3)]
     assert asked.demands == [DEMAND]
 
 
-def test_sites_are_returned_in_order_of_execution(latencies):
-    latencies(20.0, len)
-    assert select(None, SITES, DEMAND, least([float(-index) for index in range(12)]), speed_up=1.25) == SITES[-4:]
-    assert select(None, SITES, DEMAND, shuffled(0)) == tuple(SITES[index] for index in shuffled(0)(DEMAND))
+def test_sites_are_returned_in_order_of_execution():
+    found = Latencies(20.0, len)
+    last_first = least([float(-index) for index in range(12)])
+    assert select(None, SITES, DEMAND, last_first, speed_up=1.25, measure=found)[0] == SITES[-4:]
+    drawn = tuple(SITES[index] for index in shuffled(0)(DEMAND))
+    assert select(None, SITES, DEMAND, shuffled(0), measure=found)[0] == drawn
 
 
-def test_as_much_more_is_asked_for_as_was_lacking(latencies):
-    found, asked = latencies(20.0, lambda chosen: 0.5 * len(chosen)), Asked()
-    assert select(None, SITES, DEMAND, asked, speed_up=1.25) == SITES[-8:]
+def test_as_much_more_is_asked_for_as_was_lacking():
+    found, asked = Latencies(20.0, lambda chosen: 0.5 * len(chosen)), Asked()
+    assert select(None, SITES, DEMAND, asked, speed_up=1.25, measure=found)[0] == SITES[-8:]
     assert [demand.required for demand in asked.demands] == pytest.approx([4.0, 8.0])
     assert [demand.savings for demand in asked.demands] == [DEMAND.savings] * 2
     assert [len(chosen) for chosen, _ in found.measured] == [4, 8]
 
 
-def test_what_is_chosen_is_fast_enough_when_sites_save_less_the_more_are_closed(latencies):
-    found, asked = latencies(20.0, lambda chosen: 2.2 * len(chosen) ** 0.5), Asked()
-    chosen = select(None, SITES, DEMAND, asked, speed_up=1.4)
+def test_what_is_chosen_is_fast_enough_when_sites_save_less_the_more_are_closed():
+    found, asked = Latencies(20.0, lambda chosen: 2.2 * len(chosen) ** 0.5), Asked()
+    chosen, _ = select(None, SITES, DEMAND, asked, speed_up=1.4, measure=found)
     assert 20.0 / (20.0 - found.saved(chosen)) >= 1.4
     required = [demand.required for demand in asked.demands]
     assert required == sorted(set(required))
     assert 2 <= len(required) <= ATTEMPTS
 
 
-def test_if_little_is_lacking_something_changes_all_the_same(latencies):
+def test_if_little_is_lacking_something_changes_all_the_same():
     # Each choice is a hair too slow, so that asking for that hair alone would give the same choice again.
-    found, asked = latencies(20.0, lambda chosen: 3.999 if len(chosen) < 6 else 4.0), Asked()
-    assert select(None, SITES, DEMAND, asked, speed_up=1.25) == SITES[-6:]
+    found, asked = Latencies(20.0, lambda chosen: 3.999 if len(chosen) < 6 else 4.0), Asked()
+    assert select(None, SITES, DEMAND, asked, speed_up=1.25, measure=found)[0] == SITES[-6:]
     assert [len(chosen) for chosen, _ in found.measured] == [4, 5, 6]
 
 
-def test_a_choice_is_made_so_often_and_no_more_and_it_is_said_that_it_falls_short(latencies, monkeypatch):
+def test_a_choice_is_made_so_often_and_no_more_and_it_is_said_that_it_falls_short(monkeypatch):
     told = []
     monkeypatch.setattr("updp_hf.selection.choose.logger.warning", told.append)
-    found, asked = latencies(20.0, lambda chosen: 3.8), Asked()
-    assert select(None, SITES, DEMAND, asked, speed_up=1.25) == SITES[-4 - ATTEMPTS + 1 :]
+    found, asked = Latencies(20.0, lambda chosen: 3.8), Asked()
+    assert select(None, SITES, DEMAND, asked, speed_up=1.25, measure=found)[0] == SITES[-4 - ATTEMPTS + 1 :]
     assert len(asked.demands) == ATTEMPTS
     assert len(found.measured) <= ATTEMPTS
     assert told == ["A speed-up of 1.25× was asked for, and 1.23× was measured at last."]
 
 
 @pytest.mark.parametrize("saved", [0.0, -3.0])
-def test_where_nothing_was_saved_all_is_asked_for(latencies, saved):
-    found, asked = latencies(20.0, lambda chosen: saved), Asked()
-    assert select(None, SITES, DEMAND, asked, speed_up=1.25) == SITES
+def test_where_nothing_was_saved_all_is_asked_for(saved):
+    found, asked = Latencies(20.0, lambda chosen: saved), Asked()
+    assert select(None, SITES, DEMAND, asked, speed_up=1.25, measure=found)[0] == SITES
     assert [len(chosen) for chosen, _ in found.measured] == [4]  # all of them were measured for the demand
     assert asked.demands[-1].required == sum(DEMAND.savings)
 
@@ -315,7 +320,7 @@ def by_parameters(monkeypatch):
         seen.append((models, inputs, [model.training for model in models.values()]))
         return {name: [float(count_parameters(model))] * len(inputs) for name, model in models.items()}
 
-    monkeypatch.setattr("updp_hf.selection.choose.measure_latency", measured)
+    monkeypatch.setattr("updp_hf.selection.demand.measure_latency", measured)
     return seen
 
 
@@ -360,6 +365,49 @@ def test_a_budget_of_latency_is_selected_for_end_to_end(candidates, by_parameter
     total = count_parameters(model)
     speed_up = total / (total - 0.4 * sum(site.saving.parameters for site in sites))
     kept, demand = demand_of(model, sites, Budget(speed_up=speed_up))
-    chosen = select(model, kept, demand, last, speed_up=speed_up)
+    chosen, _ = select(model, kept, demand, last, speed_up=speed_up)
     assert total / count_parameters(merged_with(model, chosen)) >= speed_up
     assert len(chosen) < len(sites)
+
+
+# the whole choice
+
+
+def test_a_selection_tells_what_was_chosen_among_what_and_why_not_elsewhere():
+    model = resnet()
+    selection = choose(model, Budget(num_blocks=1), [RandomImages(8).images], form="merge", selector="last")
+    assert selection.plan.sites == selection.candidates[-1:]
+    assert (selection.selector, str(selection.budget)) == ("last", "1 site")
+    assert selection.seconds > 0
+    assert selection.speed_up is selection.latencies is selection.supernet is None
+    without_a_site = set(blocks_of(model)) - {site.block for site in selection.candidates}
+    assert set(selection.reasons) == without_a_site
+
+
+class Plain(nn.Module):
+    """All layers in one list, as in a VGG."""
+
+    def __init__(self):
+        super().__init__()
+        layers = [layer for _ in range(4) for layer in (nn.Conv2d(3, 3, 1), nn.ReLU(), nn.Conv2d(3, 3, 1), nn.Tanh())]
+        self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.head = nn.Linear(3, 2)
+        self.img_size = 8
+
+    def forward(self, x):
+        return self.head(self.features(x))
+
+
+def test_a_number_of_blocks_counts_the_sites_of_a_network_that_is_a_single_block():
+    images = [torch.randn(4, 3, 8, 8)]
+    selection = choose(Plain(), Budget(num_blocks=2), images, form="merge", selector="last")
+    assert len(selection.plan.sites) == 2 < len(selection.candidates)
+    assert {site.block for site in selection.candidates} == {"features"}
+
+
+def test_a_model_is_exported_once_for_a_choice(monkeypatch):
+    exports = []
+    export = torch.export.export
+    monkeypatch.setattr(torch.export, "export", lambda *args, **kwargs: exports.append(1) or export(*args, **kwargs))
+    choose(vit(), Budget(speed_up=1.01), [RandomImages(8).images], form="merge")
+    assert len(exports) == 1
