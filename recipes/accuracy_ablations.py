@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from updp_hf import Plan, UPDPTrainer, UPDPTrainingArguments
 from updp_hf.core.cost import measure_latency
 from updp_hf.core.kinds import DEFAULT_FORM, Form
+from updp_hf.selection.supernet import SUPERNET
 from updp_hf.surgery.find import require_sites
-from updp_hf.training.arguments import SUPERNET
 
 __all__ = ["ABLATED", "ABLATION_SEEDS", "ablations_of", "blocks_for", "plan_for", "pruning_of", "speed_ups_of"]
 

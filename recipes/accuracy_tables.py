@@ -22,7 +22,7 @@ from accuracy_figures import (
 from accuracy_ways import ABRUPT, DROP, PAPER, SMALLER, TORCH_PRUNING, UPDP, WAYS
 from conditions import write_json
 
-from updp_hf.reporting.report import side_by_side
+from updp_hf.reporting.tables import side_by_side
 
 __all__ = ["NAMES", "summary", "tables", "write_tables"]
 

@@ -34,7 +34,7 @@ from updp_hf.core.kinds import DEFAULT_FORM, Form
 from updp_hf.core.plan.budget import Demand
 from updp_hf.deployment.runtimes import onnx_libraries
 from updp_hf.recipe.command_line import parse_arguments
-from updp_hf.reporting.report import side_by_side
+from updp_hf.reporting.tables import side_by_side
 from updp_hf.selection.selectors import uniform
 from updp_hf.surgery.calibrate import calibrated_copy
 from updp_hf.surgery.model_io import example_inputs_of

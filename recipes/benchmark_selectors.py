@@ -39,9 +39,11 @@ from updp_hf.core.plan.plan import library_versions
 from updp_hf.core.plan.site import Site
 from updp_hf.core.search import search
 from updp_hf.data.calibration_set import sample_and_rest
+from updp_hf.processes import split_over_processes
 from updp_hf.recipe.command_line import parse_arguments
-from updp_hf.reporting.report import device_name
-from updp_hf.selection.scores import ScoreHistory, closeness, label_fit, labels_of, log_probabilities, spread
+from updp_hf.reporting.measure import device_name
+from updp_hf.selection.score_history import ScoreHistory
+from updp_hf.selection.scores import closeness, label_fit, labels_of, log_probabilities
 from updp_hf.selection.selectors import least, selector_by_name, sensitivities, taylor_importances
 from updp_hf.surgery.calibrate import calibrated_copy
 from updp_hf.surgery.find import require_sites
@@ -267,7 +269,7 @@ def choose(name: str, bench: Bench, sample: Sequence[Choice]) -> dict[str, Any]:
     with counted(model) as forwards:
         if kind in ("supernet", "divergence"):
             net = supernet(bench, name) if kind == "supernet" else calibrated(bench, start)
-            history = ScoreHistory(spread((label_fit if kind == "supernet" else closeness)(net, images)))
+            history = ScoreHistory(split_over_processes((label_fit if kind == "supernet" else closeness)(net, images)))
             choice = search(history, demand, seed=bench.seed)
         elif kind in ("taylor", "sensitivity"):
             harms = (

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from updp_hf.core.plan.plan import library_versions
-from updp_hf.reporting.report import device_name
+from updp_hf.reporting.measure import device_name
 
 __all__ = ["conditions_of", "write_json"]
 

@@ -36,7 +36,9 @@ from transformers import (
 import updp_hf
 from updp_hf.data.made_here.digits import digits
 from updp_hf.recipe.command_line import parse_arguments
-from updp_hf.reporting.report import REPORT_NAME, Cost, Report, measure_costs, side_by_side
+from updp_hf.reporting.measure import measure_costs
+from updp_hf.reporting.report import REPORT_NAME, Cost, Report
+from updp_hf.reporting.tables import side_by_side
 
 LARGE_BATCH = 256
 

@@ -17,7 +17,8 @@ from selectors_table import finished, paragraph, selectors_of, verdict
 from training_tables import conditions_text, gated_text, loader_part, table
 
 from updp_hf import UPDPTrainingArguments
-from updp_hf.reporting.report import Report, side_by_side
+from updp_hf.reporting.report import Report
+from updp_hf.reporting.tables import side_by_side
 
 ROOT = Path(__file__).parent.parent
 CARDS = ROOT / "model_cards"

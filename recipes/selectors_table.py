@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from updp_hf.reporting.report import side_by_side
+from updp_hf.reporting.tables import side_by_side
 
 MEASURES = {"accuracy": "{:.1%}", "loss": "{:.3f}"}
 REPEATS = 3

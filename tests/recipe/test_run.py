@@ -353,7 +353,7 @@ def test_two_processes_train_on_parts_of_a_stream_that_end_at_different_steps(tm
     given = ["--streaming", "true", "--max_train_samples", "97", "--global_batch_size", "64", "--selector", "uniform"]
     report = smoke("deit_tiny", 2, tmp_path, *given, "--calibration_size", "16", "--max_steps", "12")
     # 49 and 48 images in batches of 16, two of which make a step.
-    assert (report.training["processes"], report.training["steps"]) == (2, 12)
+    assert (report.training.processes, report.training.steps) == (2, 12)
 
 
 @pytest.mark.slow

@@ -61,7 +61,7 @@ from updp_hf.training.losses import label_loss
 
 SAVED = {
     *("config.json", "model.safetensors", "updp_report.json"),
-    *("checks_updp.py", "configuration_updp.py", "layout_updp.py", "modeling_updp.py", "weights_updp.py"),
+    *(f"{name}_updp.py" for name in ("bounds", "checks", "configuration", "layout", "modeling", "modules", "weights")),
     *("README.md", "before_after.png", "blocks.png", "schedule.png"),
 }
 

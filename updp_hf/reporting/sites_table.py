@@ -22,7 +22,7 @@ def sites_table(model: PreTrainedModel, name: str, forms: Sequence[str], batch_s
         model: an image classifier.
         name: what to call it.
         forms: what closing may leave behind.
-        batch_size: images in the forward of which latency is measured; None measures none, and MACs decide what saves compute.
+        batch_size: images in the forward of which latency is measured; with None, MACs decide what saves compute.
 
     Raises:
         ValueError: the model cannot be exported.

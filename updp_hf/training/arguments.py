@@ -34,7 +34,8 @@ class UPDPTrainingArguments(TrainingArguments):
         default=False, metadata={"help": "Leave a loss that is NaN out of the log; by default it ends the training."}
     )
     num_pruned_blocks: int | None = field(
-        default=None, metadata={
+        default=None,
+        metadata={
             "help": "How many sites to prune: in most networks there is one in a block. Give this, one of the three "
             "targets, or `plan`."
         },
