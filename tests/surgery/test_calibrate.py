@@ -12,7 +12,7 @@ from updp_hf.core.gates.detour import Landing
 from updp_hf.core.gates.gate import Blend, gates
 from updp_hf.errors import PlanError
 from updp_hf.model.modules_updp import ChannelBatchNorm, EndActivation
-from updp_hf.surgery import calibrate as calibration
+from updp_hf.surgery import fitting
 from updp_hf.surgery.corrections import recalibrate_batch_norms_
 from updp_hf.surgery.gate import plan_of, site_gates
 from updp_hf.surgery.model_io import example_inputs_of, logits_of
@@ -27,7 +27,7 @@ class Halve(nn.Module):
 
 def gated(name="vit", form=Form.MERGE, **plan):
     model = tiny_model(name)
-    gate_(model, Plan(find_sites(model, [form]).sites, **plan))
+    gate_(model, Plan(find_sites(model, [form]).sites, **{"start": "inherit", **plan}))
     return model
 
 
@@ -260,7 +260,8 @@ def gated_net(make, form=Form.MERGE, **plan):
     net = Net(make).double().eval()
     randomise_(net)
     inputs = {"x": images(1)}
-    gate_(net, Plan(find_sites(net, [form], example_inputs=inputs).sites, **plan), example_inputs=inputs)
+    sites = find_sites(net, [form], example_inputs=inputs).sites
+    gate_(net, Plan(sites, **{"start": "inherit", **plan}), example_inputs=inputs)
     return net
 
 
@@ -351,7 +352,7 @@ def test_a_sample_of_patches_is_taken_from_all_columns(monkeypatch, sample):
     # Of 16 images of 16 x 16, every 16th patch lies on the border.
     errors = []
     for patches in (2**14, sample):
-        monkeypatch.setattr(calibration, "PATCHES", patches)
+        monkeypatch.setattr(fitting, "PATCHES", patches)
         model = gated_net(lambda: [conv(C, H), Halve(), conv(H, C)], Form.MERGE_WHOLE_KERNELS, start="fit")
         calibrate_(model, [images(16, (16, 16))])
         errors.append(errors_of_sites(model, {"x": images(16, (16, 16), seed=9)})[0])

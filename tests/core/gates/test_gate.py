@@ -8,7 +8,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from updp_hf.core.gates.detour import Bypass, Landing, Shortcut
-from updp_hf.core.gates.gate import Blend, Gate, gates
+from updp_hf.core.gates.gate import Blend, Gate, gates, set_lambda_
 
 
 class Constant(nn.Module):
@@ -202,11 +202,6 @@ def test_gates_are_named_by_their_path():
 # a fitted map for a whole run
 
 
-def set_all_(model, value):
-    for _, gate in gates(model):
-        gate.set_lambda_(value)
-
-
 class Run(nn.Sequential):
     """Two Linears with something between them."""
 
@@ -219,7 +214,7 @@ def shortcut(value=0.0):
     run, fitted = Run(), nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4)).double()
     first = Shortcut(run[0], fitted[0])
     gated = nn.Sequential(first, Bypass(run[1]), Landing(run[2], first, fitted[1]))
-    set_all_(gated, value)
+    set_lambda_(gated, value)
     return gated, run, fitted
 
 
@@ -307,11 +302,11 @@ def test_compiled_shortcuts_follow_lambda_without_recompiling():
     run, _, _ = shortcut()
     compiled = torch.compile(run, backend=backend)
     for value in (0.25, 0.5, 0.999):
-        set_all_(run, value)
+        set_lambda_(run, value)
         assert_close(compiled(X), run(X))
     assert len(graphs) == 1
     for value in (1.0, 0.0):
-        set_all_(run, value)
+        set_lambda_(run, value)
         assert_close(compiled(X), run(X))
 
 
