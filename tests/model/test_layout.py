@@ -198,7 +198,7 @@ def test_what_a_layout_says_of_a_module_without_weights_builds_its_like(module):
 
 
 def test_of_a_module_that_no_layout_knows_it_says_so():
-    with pytest.raises(ValueError, match="no kind for LayerNorm, expected one of .*'conv2d'"):
+    with pytest.raises(ValueError, match=r"no kind for LayerNorm, expected one of .*'conv2d'"):
         layout_of(nn.LayerNorm(4))
 
 

@@ -172,7 +172,7 @@ def test_what_saves_no_compute_is_found_but_not_required():
     model = nn.Sequential(Widths(2 * C), Widths(C // 4), Widths(C // 2))
     assert [site.saves_compute for site in find_sites(model, ["merge"], example_inputs=X).sites] == [True, False, False]
     assert [site.block for site in require_sites(model, "merge", X)] == ["0"]
-    with pytest.raises(PlanError, match="'merge' that saves compute. 0: closing it costs 96 MACs more"):
+    with pytest.raises(PlanError, match=r"'merge' that saves compute. 0: closing it costs 96 MACs more"):
         require_sites(nn.Sequential(Widths(C // 4), Widths(C // 4)), Form.MERGE, X)
 
 
