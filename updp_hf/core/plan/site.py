@@ -70,7 +70,7 @@ class Site(ABC):
     def __post_init__(self) -> None:
         if self.form not in self.forms:
             raise PlanError(
-                f"A site of the kind {self.kind!r} has the form {self.form!r}, expected one of {[*self.forms]}."
+                f"A site of the kind {self.kind!r} has the form {str(self.form)!r}, expected one of {[*self.forms]}."
             )
         if not self.slots:
             raise PlanError(f"{self} has no slots, so there is nothing to close: take it out of the plan.")
@@ -136,7 +136,7 @@ class Site(ABC):
                 return f"the model has no module {path!r}"
             if not f"{path}.".startswith(f"{self.block}."):
                 return f"{path!r} lies outside of the block {self.block!r}"
-            if path != self.block and path not in structure.seen:
+            if path in self.slots and path not in structure.seen:
                 return f"{path!r} is never called"
         return "" if structure.graph.within(self.block) else f"{self.block!r} is never called"
 
