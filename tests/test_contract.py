@@ -19,10 +19,11 @@ from updp_hf.core.depth.runs import Run
 from updp_hf.core.gates.detour import Bypass, Landing, Shortcut
 from updp_hf.core.gates.gate import Blend, Gate, gates
 from updp_hf.core.graph.calls import stock_modules
+from updp_hf.core.graph.structure import Structure
 from updp_hf.core.plan.site import Site
 from updp_hf.errors import MergeError, PlanError
 from updp_hf.model.modules_updp import EndActivation
-from updp_hf.surgery.find import read, require_sites
+from updp_hf.surgery.find import FoundSites, read, require_sites
 from updp_hf.surgery.model_io import example_inputs_of, logits_of, model_inputs
 
 
@@ -92,8 +93,17 @@ def checkpoint(name: str) -> nn.Module:
 
 
 @functools.cache
+def structure_of(name: str) -> Structure:
+    return read(checkpoint(name), images(name, 1))
+
+
+@functools.cache
+def found_in(name: str) -> FoundSites:
+    return find_sites(checkpoint(name), list(Form), structure=structure_of(name))
+
+
 def sites_of(name: str) -> tuple[Site, ...]:
-    return find_sites(checkpoint(name), list(Form), example_inputs=images(name, 1)).sites
+    return found_in(name).sites
 
 
 def plan_for(case: Case) -> Plan:
@@ -110,7 +120,7 @@ def plan_for(case: Case) -> Plan:
 @functools.cache
 def gated_model(case: Case) -> nn.Module:
     model = copy.deepcopy(checkpoint(case.model))
-    gate_(model, plan_for(case), example_inputs=images(case.model, 1))
+    gate_(model, plan_for(case), structure=structure_of(case.model))
     return model
 
 
@@ -170,13 +180,19 @@ def test_expected_sites_are_found(row: TinyModel):
 
 @pytest.mark.parametrize("row", TINY_MODELS, ids=str)
 def test_every_block_has_a_site_or_a_reason(row: TinyModel):
-    found = find_sites(checkpoint(row.name), list(Form), example_inputs=images(row.name, 1))
+    found = found_in(row.name)
     blocks = {result.block for result in (*found.sites, *found.unsupported)}
     for form in Form:
         sites = {site.block for site in found.sites if site.form == form}
         unsupported = {none.block for none in found.unsupported if none.form == form and none.reason}
         assert sites | unsupported == blocks
         assert not sites & unsupported
+
+
+@pytest.mark.parametrize("row", TINY_MODELS, ids=str)
+def test_what_is_found_fits(row: TinyModel):
+    reasons = [site.fits(structure_of(row.name)) for site in sites_of(row.name)]
+    assert set(reasons) <= {""}
 
 
 @each([case for case in CASES if case.model in ("vit", "swin") or case in VARIED])
@@ -392,7 +408,7 @@ CHAINED = (Form.MERGE, Form.MERGE_WHOLE_KERNELS)
 @functools.cache
 def every_run(form: Form) -> tuple[Site, ...]:
     """Return a run for each way to merge a stretch of the chain, whether it saves compute or not."""
-    structure = read(checkpoint("chain"), images("chain", 1))
+    structure = structure_of("chain")
     return tuple(
         Run.of(structure, block, form, chain, stretch)
         for block in structure.blocks()
@@ -412,7 +428,7 @@ def test_runs_of_a_chain_have_up_to_three_maps_each_cropped_or_whole():
 def test_every_run_of_a_chain_can_be_planned_and_is_exact(form: Form):
     for site in every_run(form):
         model = copy.deepcopy(checkpoint("chain"))
-        gate_(model, Plan((site,), start="inherit"), example_inputs=images("chain", 1))
+        gate_(model, Plan((site,), start="inherit"), structure=structure_of("chain"))
         close_(model, 1e-9)
         for size in (SIZE, OTHER_SIZE):
             inputs = images("chain", 3, size=size)

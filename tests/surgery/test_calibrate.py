@@ -14,8 +14,13 @@ from updp_hf.errors import PlanError
 from updp_hf.model.modules_updp import ChannelBatchNorm, EndActivation
 from updp_hf.surgery import fitting
 from updp_hf.surgery.corrections import recalibrate_batch_norms_
+from updp_hf.surgery.find import read
 from updp_hf.surgery.gate import plan_of, site_gates
 from updp_hf.surgery.model_io import example_inputs_of, logits_of
+
+
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 class Halve(nn.Module):
@@ -27,7 +32,9 @@ class Halve(nn.Module):
 
 def gated(name="vit", form=Form.MERGE, **plan):
     model = tiny_model(name)
-    gate_(model, Plan(find_sites(model, [form]).sites, **{"start": "inherit", **plan}))
+    structure = read(model)
+    sites = find_sites(model, [form], structure=structure).sites
+    gate_(model, Plan(sites, **{"start": "inherit", **plan}), structure=structure)
     return model
 
 
@@ -81,7 +88,7 @@ def errors_of_sites(model, inputs=None):
     return [float((opened - closed).norm() / spread(opened)) for opened, closed in pairs]
 
 
-@pytest.mark.parametrize("name", ["vit", "swin", "timm-vit-n-is-c", "timm-deit3"])
+@pytest.mark.parametrize("name", ["vit", *map(slow, ("swin", "timm-vit-n-is-c", "timm-deit3"))])
 def test_batch_norm_starts_near_the_norm_that_it_replaces(name):
     model = gated(name)
     before = errors_of_norms(model)
@@ -130,11 +137,11 @@ def test_fit_of_an_affine_branch_is_exact(form):
     ("name", "form"),
     [
         ("vit", Form.MERGE),
-        ("swin", Form.MERGE_KEEP_NORM),
-        ("timm-deit3", Form.MERGE),
+        slow("swin", Form.MERGE_KEEP_NORM),
+        slow("timm-deit3", Form.MERGE),
         ("timm-eva02", Form.BRANCH_FIT),
         ("timm-swinv2", Form.MERGE),
-        ("timm-swinv2", Form.BRANCH_FIT),
+        slow("timm-swinv2", Form.BRANCH_FIT),
     ],
 )
 def test_fit_is_nearer_than_the_mean(name, form):
@@ -259,9 +266,9 @@ def images(count=8, size=(11, 12), seed=0):
 def gated_net(make, form=Form.MERGE, **plan):
     net = Net(make).double().eval()
     randomise_(net)
-    inputs = {"x": images(1)}
-    sites = find_sites(net, [form], example_inputs=inputs).sites
-    gate_(net, Plan(sites, **{"start": "inherit", **plan}), example_inputs=inputs)
+    structure = read(net, {"x": images(1)})
+    sites = find_sites(net, [form], structure=structure).sites
+    gate_(net, Plan(sites, **{"start": "inherit", **plan}), structure=structure)
     return net
 
 

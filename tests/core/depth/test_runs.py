@@ -462,15 +462,28 @@ BLOCKS = {
 }
 
 
+def each_block_and(name, usual, other):
+    """Run a test on each block with the `usual` value, and in the slow ring on most of them with the `other` one."""
+    rows = [(name, usual, False) for name in BLOCKS] + [(name, other, name not in USUAL) for name in BLOCKS]
+    values = [
+        pytest.param(BLOCKS[block], value, id=f"{block}-{value}", marks=[pytest.mark.slow] * is_slow)
+        for block, value, is_slow in rows
+    ]
+    return pytest.mark.parametrize(("make", name), values)
+
+
+USUAL = {"basic", "linears", "dilation", "plain"}
+EACH_BLOCK_AND_FORM = each_block_and("form", Form.MERGE, Form.MERGE_WHOLE_KERNELS)
+
+
 def gated(net, form=Form.MERGE, start="inherit"):
-    inputs = {"x": images()}
-    sites = find_sites(net, [form], example_inputs=inputs).sites
-    gate_(net, Plan(sites, start=start), example_inputs=inputs)
+    structure = read(net, {"x": images()})
+    sites = find_sites(net, [form], structure=structure).sites
+    gate_(net, Plan(sites, start=start), structure=structure)
     return net, sites
 
 
-@pytest.mark.parametrize("form", [Form.MERGE, Form.MERGE_WHOLE_KERNELS])
-@pytest.mark.parametrize("make", BLOCKS.values(), ids=BLOCKS)
+@EACH_BLOCK_AND_FORM
 @torch.no_grad()
 def test_what_a_site_saves_is_what_the_merged_model_lacks(make, form):
     net = net_of(make(), make())
@@ -491,8 +504,7 @@ POOLS = {
 }
 
 
-@pytest.mark.parametrize("form", [Form.MERGE, Form.MERGE_WHOLE_KERNELS])
-@pytest.mark.parametrize("make", BLOCKS.values(), ids=BLOCKS)
+@EACH_BLOCK_AND_FORM
 def test_a_gated_model_leaves_the_checkpoint_and_reaches_the_closed_model_without_a_jump(make, form):
     assert_no_jump(net_of(make(), make()), form)
 
@@ -546,8 +558,7 @@ def test_a_fitted_model_leaves_the_checkpoint_without_a_jump_and_merges_exactly(
     assert_close(merged(x), net(x), rtol=0, atol=1e-10 * float(net(x).abs().max()))
 
 
-@pytest.mark.parametrize("start", ["inherit", "fit"])
-@pytest.mark.parametrize("make", BLOCKS.values(), ids=BLOCKS)
+@each_block_and("start", "inherit", "fit")
 def test_a_gated_model_has_the_sites_of_the_stock_model(make, start):
     net = net_of(make(), make())
     before = found_in(net)
