@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from compiling import assert_follows_lambda_without_recompiling
 from torch import nn
 from torch.testing import assert_close
 
@@ -216,23 +217,8 @@ def test_a_run_of_convolutions_survives_autocast_casts_copies_and_state_dicts(na
 
 @pytest.mark.parametrize("name", ["last cropped", "1x1, 3x3", "1x1, 3x3, 3x3"])
 def test_compiled_runs_follow_lambda_without_recompiling(name):
-    torch.compiler.reset()  # what other tests compiled counts towards the same limit
-    graphs = []
-
-    def backend(graph, example_inputs):
-        graphs.append(graph)
-        return graph.forward
-
     modules, cropped = RUNS[name]()
-    run, x = run_of(*modules, cropped=cropped), images()[0]
-    compiled = torch.compile(run, backend=backend)
-    for value in (0.25, 0.5, 0.999):
-        set_lambda_(run, value)
-        assert_close(compiled(x), run(x))
-    assert len(graphs) == 1
-    for value in (1.0, 0.0):
-        set_lambda_(run, value)
-        assert_close(compiled(x), run(x))
+    assert_follows_lambda_without_recompiling(run_of(*modules, cropped=cropped), images()[0])
 
 
 @pytest.mark.parametrize("training", [True, False])
