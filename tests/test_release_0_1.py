@@ -98,7 +98,7 @@ class Pruned(nn.Module):
 @pytest.fixture
 def marked(tmp_path: Path) -> tuple[Path, TimmWrapperForImageClassification]:
     """Write a merged model as release 0.1 did where a block calls one activation twice; return what it computes too."""
-    config = TimmWrapperConfig(architecture="dla34", num_labels=5, model_args=DLA)
+    config = TimmWrapperConfig(architecture="dla34", model_args=DLA)
     stock = TimmWrapperForImageClassification(config).eval()
     conv = nn.Conv2d(8, 8, 3, padding=1)
     set_slot(stock, f"{BLOCK}.conv1", conv)

@@ -322,6 +322,14 @@ UNSUPPORTED = {
         lambda: Residual(a=conv(), act=nn.ReLU(), b=nn.ConvTranspose2d(C, C, 3, padding=1), c=conv()),
         "'blocks.0.b' (ConvTranspose2d)",
     ),
+    "another axis": (
+        lambda: Residual(a=conv(), act=nn.ReLU(), b=nn.Linear(SIZE[1], SIZE[1])),
+        "looked for two Linears",
+    ),
+    "norm of another axis": (
+        lambda: Residual(a=conv(), act=nn.ReLU(), norm=nn.LayerNorm(SIZE[1]), b=conv()),
+        "looked for two Linears",
+    ),
     "functional": (Functional, "'blocks.0' applies aten.relu.default without a module"),
     "called twice": (Twice, "'blocks.0.act' is called 2 times"),
 }
