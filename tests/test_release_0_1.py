@@ -57,19 +57,20 @@ def test_a_merged_model_has_its_logits(folder: Path):
 
 
 HALF_TRAINED = {
-    "checkpoint_vit_fit": (vit, {"form": "merge-keep-norm", "start": "fit", "ema_decay": 0.5}),
-    "checkpoint_resnet_inherit": (resnet, {"form": "merge", "start": "inherit"}),
+    # A key's bias has no gradient but rounding, which Adam divides by its own size.
+    "checkpoint_vit_fit": (vit, {"form": "merge-keep-norm", "start": "fit", "ema_decay": 0.5}, 5e-3),
+    "checkpoint_resnet_inherit": (resnet, {"form": "merge", "start": "inherit"}, 1e-4),
 }
 
 
 @pytest.mark.parametrize("name", HALF_TRAINED)
 def test_a_half_trained_checkpoint_is_trained_to_the_same_end(name: str, tmp_path: Path):
-    build, changes = HALF_TRAINED[name]
+    build, changes, tolerance = HALF_TRAINED[name]
     shutil.copytree(FILES / name, tmp_path / "checkpoint-2")
     run = trainer(tmp_path, build(), save_strategy="steps", save_steps=4, **changes)
     run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert run.state.global_step == 8
-    torch.testing.assert_close(logits_of_noise(run.merge()), expected_in(FILES / name), rtol=0, atol=1e-4)
+    torch.testing.assert_close(logits_of_noise(run.merge()), expected_in(FILES / name), rtol=0, atol=tolerance)
 
 
 def test_a_closed_checkpoint_is_merged(tmp_path: Path):
