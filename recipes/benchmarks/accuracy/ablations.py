@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from accuracy_ways import AT_ONCE, LEVELS, Bench, Network
-from benchmark_latency import merged
 from torch import Tensor, nn
 
+from recipes.benchmarks.accuracy.bench import Bench
+from recipes.benchmarks.accuracy.ways import AT_ONCE, LEVELS, Network
+from recipes.benchmarks.latency.networks import merged
 from updp_hf import Plan, UPDPTrainer, UPDPTrainingArguments
 from updp_hf.core.cost import measure_latency
 from updp_hf.core.plan.site import DEFAULT_FORM, Form

@@ -7,10 +7,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from accuracy_ablations import ABLATED, ABLATION_SEEDS, ablations_of
-from accuracy_nets import FAMILIES
-from accuracy_ways import DROP, UPDP, Network
-from latency_modes import COMPILED, EAGER, ONNX
+from recipes.benchmarks.accuracy.ablations import ABLATED, ABLATION_SEEDS, ablations_of
+from recipes.benchmarks.accuracy.nets import FAMILIES
+from recipes.benchmarks.accuracy.ways import DROP, UPDP, Network
+from recipes.benchmarks.latency.modes import COMPILED, EAGER, ONNX
 
 __all__ = [
     "Record",

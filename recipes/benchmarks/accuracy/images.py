@@ -16,7 +16,7 @@ from updp_hf.data.made_here.glyphs import glyphs
 __all__ = ["DATASETS", "EVALUATED", "Budget", "Images", "Splits", "load_images"]
 
 DATASETS = {"digits": 1.0, "glyphs": 4.0}
-"""By name how much longer a baseline is trained on them than `accuracy_nets.py` says: glyphs are harder."""
+"""By name how much longer a baseline is trained on them than `nets.py` says: glyphs are harder."""
 VALIDATION = 1000
 """Training images kept back, by which learning rates are chosen; the held-out images choose nothing."""
 EVALUATED = 250

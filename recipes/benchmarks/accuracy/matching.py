@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterator
 
-from accuracy_nets import FAMILIES
-from accuracy_ways import ABRUPT, DROP, LEVELS, PAPER, SMALLER, TORCH_PRUNING, UPDP, Bench, Network
 from torch import nn
 from transformers import PreTrainedModel
 
+from recipes.benchmarks.accuracy.bench import Bench
+from recipes.benchmarks.accuracy.nets import FAMILIES
+from recipes.benchmarks.accuracy.ways import ABRUPT, DROP, LEVELS, PAPER, SMALLER, TORCH_PRUNING, UPDP, Network
 from updp_hf.core.cost import count_macs, count_parameters, measure_latency
 from updp_hf.core.plan.site import DEFAULT_FORM, Form
 from updp_hf.surgery.find import require_sites

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from accuracy_images import EVALUATED, Budget, Images
 from torch import nn
 from transformers import (
     AutoModelForImageClassification,
@@ -19,6 +18,7 @@ from transformers import (
     set_seed,
 )
 
+from recipes.benchmarks.accuracy.images import EVALUATED, Budget, Images
 from updp_hf import UPDPTrainer, UPDPTrainingArguments
 
 __all__ = [

@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from accuracy_figures import Record, finished, points_of
-from accuracy_tables import NAMES
-from accuracy_ways import ABRUPT, DROP, PAPER, SMALLER, TORCH_PRUNING, UPDP
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from recipes.benchmarks.accuracy.figures import Record, finished, points_of
+from recipes.benchmarks.accuracy.tables import NAMES
+from recipes.benchmarks.accuracy.ways import ABRUPT, DROP, PAPER, SMALLER, TORCH_PRUNING, UPDP
 
 __all__ = ["plot"]
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
-from accuracy_record import Record
-from accuracy_ways import Network
+from recipes.benchmarks.accuracy.record import Record
+from recipes.benchmarks.accuracy.ways import Network
 
 __all__ = ["HIGHEST", "RATES", "best_run", "nearest"]
 

@@ -1,12 +1,12 @@
-"""What `benchmark_accuracy.py` found, as Markdown: accuracy at UPDP's latency, what each part is worth, runtimes."""
+"""What the benchmark of accuracy found, as Markdown: accuracy at one latency, what each part is worth, runtimes."""
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from accuracy_ablations import ABLATED
-from accuracy_figures import (
+from recipes.benchmarks.accuracy.ablations import ABLATED
+from recipes.benchmarks.accuracy.figures import (
     Record,
     accuracy_at,
     ahead,
@@ -19,16 +19,16 @@ from accuracy_figures import (
     speed_up,
     tuned_baseline,
 )
-from accuracy_ways import ABRUPT, DROP, PAPER, SMALLER, TORCH_PRUNING, UPDP, WAYS
-from conditions import write_json
-
+from recipes.benchmarks.accuracy.ways import ABRUPT, DROP, PAPER, SMALLER, TORCH_PRUNING, UPDP, WAYS
+from recipes.benchmarks.conditions import write_json
+from recipes.benchmarks.text import transposed
 from updp_hf.reporting.report import side_by_side
 
-__all__ = ["NAMES", "summary", "tables", "write_tables"]
+__all__ = ["NAMES", "page", "spread_of", "summary", "tables", "write_tables"]
 
 NAMES = {
-    UPDP: "UPDP",
-    PAPER: "closest to the paper",
+    UPDP: "updp_hf (default)",
+    PAPER: "UPDP (as published)",
     ABRUPT: "at once, without a fit",
     DROP: "blocks dropped",
     TORCH_PRUNING: "Torch-Pruning",
@@ -40,7 +40,11 @@ NAMES = {
 def write_tables(results: Mapping[str, Any], file: Path) -> None:
     """Write the results to `file`, and the tables beside it."""
     write_json(dict(results), str(file))
-    file.with_suffix(".md").write_text(f"# Accuracy\n\n{tables(results)}\n", encoding="utf-8")
+    file.with_suffix(".md").write_text(page(results), encoding="utf-8")
+
+
+def page(results: Mapping[str, Any]) -> str:
+    return f"# Accuracy\n\n{tables(results)}\n"
 
 
 def tables(results: Mapping[str, Any]) -> str:
@@ -86,7 +90,7 @@ def summary(families: Mapping[str, Sequence[Record]]) -> str:
             column[NAMES[way]] = spread_of(over_levels(record, way) for record in records)
     mean = dict.fromkeys(next(iter(columns.values())), "")
     for way in WAYS[1:]:
-        row, of_families = f"UPDP ahead of: {NAMES[way]}", []
+        row, of_families = f"updp_hf ahead of: {NAMES[way]}", []
         for family, records in families.items():
             leads = [ahead(record, way) for record in records]
             columns[family][row] = spread_of(leads, signed=True)
@@ -109,7 +113,7 @@ def at_each_level(records: Sequence[Record]) -> str:
         for way in (TORCH_PRUNING, SMALLER):
             pairs = [(level_of(record, way, level), level_of(record, UPDP, level)) for record in records]
             ratios = [other["seconds"] / own["seconds"] for other, own in pairs if other and own]
-            column[f"time of {NAMES[way]} / UPDP's"] = spread_of(ratios, form="{:.2f}")
+            column[f"time of {NAMES[way]} / updp_hf's"] = spread_of(ratios, form="{:.2f}")
     return side_by_side(columns)
 
 
@@ -160,12 +164,6 @@ def ablations(families: Mapping[str, Sequence[Record]]) -> str:
             measured = [record.get("ablated", {}).get("speed-ups", {}).get(name) for record, _ in runs]
             row[f"{family}, speed-up"] = spread_of(measured, form="{:.2f}×")
     return "### One thing changed\n\n" + transposed(rows) if rows else ""
-
-
-def transposed(rows: Mapping[str, Mapping[str, str]]) -> str:
-    """Return a Markdown table with a row for each name."""
-    facts = dict.fromkeys(fact for row in rows.values() for fact in row)
-    return side_by_side({fact: {name: row.get(fact, "–") for name, row in rows.items()} for fact in facts})
 
 
 def spread_of(values: Iterable[float | None], *, form: str = "{:.1%}", signed: bool = False) -> str:

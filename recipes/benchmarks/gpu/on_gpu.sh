@@ -2,8 +2,8 @@
 # What there is to measure on one GPU, from random weights and glyphs, so without the Hub: both recipes from end to end,
 # what pruning costs while training, and how fast merged networks are. About twenty minutes on an H100.
 #
-#   recipes/on_gpu.sh OUTPUT_FOLDER [STEP...]   # steps: see below; all of them by default, in this order
-#   DRY=1 recipes/on_gpu.sh OUTPUT_FOLDER       # tiny networks on the processor: does the script itself work?
+#   recipes/benchmarks/gpu/on_gpu.sh OUTPUT_FOLDER [STEP...]   # steps: see below; all of them by default, in this order
+#   DRY=1 recipes/benchmarks/gpu/on_gpu.sh OUTPUT_FOLDER       # tiny networks on the processor: does the script itself work?
 #
 # OUTPUT_FOLDER gets a log of each step, and results/ with the reports, the tables and their JSON.
 set -euo pipefail
@@ -16,7 +16,7 @@ fi
 mkdir -p "$1"
 out=$(cd "$1" && pwd)
 shift
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/../../.."
 mkdir -p "$out/logs" "$out/results"
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
@@ -74,7 +74,7 @@ logged() {
 
 make_checkpoints() {
   [[ -f $out/checkpoints/convnext_tiny/config.json ]] ||
-    logged checkpoints python recipes/random_checkpoints.py --folder "$out/checkpoints" "${checkpoints[@]}"
+    logged checkpoints python -m recipes.benchmarks.gpu.random_checkpoints --folder "$out/checkpoints" "${checkpoints[@]}"
 }
 
 run_recipe() {
@@ -85,29 +85,25 @@ run_recipe() {
     --model_name_or_path "$out/checkpoints/$name" --output_dir "$folder" "${recipe[@]}"
   mkdir -p "$out/results/$name"
   cp "$folder/updp_report.json" "$folder/README.md" "$out/results/$name/"
-  python recipes/step_rates.py "$out/logs/$name.log" "$logging_steps" | tee "$out/results/$name/steps.md"
+  python -m recipes.benchmarks.gpu.step_rates "$out/logs/$name.log" "$logging_steps" | tee "$out/results/$name/steps.md"
 }
 
-# The benchmarks write their tables beside themselves: a copy of them does so in the output folder.
 run_benchmark() {
   local step=$1 name=$2
   shift 2
-  mkdir -p "$out/benchmarks"
-  cp recipes/*.py "$out/benchmarks/"
-  logged "$step" python "$out/benchmarks/$name.py" --output "$out/results/$step.json" "$@"
-  cp "$out/benchmarks/$name.md" "$out/results/$step.md"
+  logged "$step" python -m "recipes.benchmarks.$name" --output "$out/results/$step.json" "$@"
 }
 
 run_step() {
   case $1 in
     checkpoints) make_checkpoints ;;
     deit_small | convnext_tiny) run_recipe "$1" ;;
-    training) run_benchmark benchmark_training_gpu benchmark_training "${training[@]}" ;;
+    training) run_benchmark benchmark_training_gpu training "${training[@]}" ;;
     training_compiled) # memory is that of the run above
-      run_benchmark benchmark_training_gpu_compiled benchmark_training "${training[@]}" --compile true \
+      run_benchmark benchmark_training_gpu_compiled training "${training[@]}" --compile true \
         --memory false --loaded_images 0
       ;;
-    latency) run_benchmark benchmark_latency_gpu benchmark_latency "${latency[@]}" ;;
+    latency) run_benchmark benchmark_latency_gpu latency "${latency[@]}" ;;
     *)
       echo "There is no step '$1', expected some of: ${STEPS[*]}." >&2
       return 2

@@ -1,6 +1,6 @@
 """Checkpoints of full size with random weights, for runs without the Hub: what they learn is of no account.
 
-python recipes/random_checkpoints.py --folder checkpoints
+python -m recipes.benchmarks.gpu.random_checkpoints --folder checkpoints
 """
 
 from dataclasses import dataclass, field

@@ -1,6 +1,6 @@
 """Steps per second by phase, from the log of a recipe whose lines begin with the seconds at which they came.
 
-python recipes/step_rates.py deit_small.log 20   # logging_steps of that run
+python -m recipes.benchmarks.gpu.step_rates deit_small.log 20   # logging_steps of that run
 """
 
 import ast

@@ -1,13 +1,13 @@
-"""What `benchmark_selectors.py` found, as Markdown: a verdict, and for each network a table of the selectors."""
+"""What the benchmark of selectors found, as Markdown: a verdict, and for each network a table of the selectors."""
 
 import statistics
-import textwrap
 from collections.abc import Iterator, Sequence
 from math import comb
 from typing import Any
 
 import numpy as np
 
+from recipes.benchmarks.text import paragraph
 from updp_hf.reporting.report import side_by_side
 
 MEASURES = {"accuracy": "{:.1%}", "loss": "{:.3f}"}
@@ -26,6 +26,10 @@ def table(results: dict[str, Any]) -> str:
         columns = {fact: {selector: row[fact] for selector, row in rows.items()} for fact in rows.get("taylor", {})}
         parts += [paragraph(description(name, network["conditions"], runs)), side_by_side(columns)] if runs else []
     return "\n\n".join(parts)
+
+
+def page(results: dict[str, Any]) -> str:
+    return f"# Selectors\n\n{table(results)}\n"
 
 
 def finished(network: dict[str, Any]) -> list[dict[str, Any]]:
@@ -145,7 +149,3 @@ def description(name: str, conditions: dict[str, Any], runs: Sequence[dict[str, 
         were forwarded, three times as many where a backward followed. Seconds of the processor, {conditions["device"]},
         {conditions["threads"]} thread, {conditions["dtype"]}, torch {versions["torch"]}, transformers
         {versions["transformers"]}, timm {versions["timm"]}."""
-
-
-def paragraph(text: str) -> str:
-    return textwrap.fill(" ".join(text.split()), width=120, break_long_words=False, break_on_hyphens=False)

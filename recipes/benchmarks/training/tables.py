@@ -1,4 +1,4 @@
-"""The tables of `benchmark_training.py`, from the files that its runs left."""
+"""The tables of the benchmark of training, from the files that its runs left."""
 
 import json
 from collections.abc import Sequence
