@@ -18,6 +18,7 @@ from typing import NamedTuple
 import datasets
 import torch
 from accelerate import PartialState
+from torch import nn
 from torchvision.transforms import v2
 from transformers import (
     AutoImageProcessor,
@@ -36,9 +37,13 @@ from transformers import (
 import updp_hf
 from updp_hf.data.made_here.digits import digits
 from updp_hf.recipe.command_line import parse_arguments
-from updp_hf.reporting.report import REPORT_NAME, Cost, Report, measure_costs, side_by_side
+from updp_hf.recipe.output import conditions_sentence, table_of, tell_progress_in_lines
+from updp_hf.reporting.report import Report, measure_costs
 
 LARGE_BATCH = 256
+FITTED = 256
+"""Images that the network without training is fitted to."""
+BEFORE, UNTRAINED, AFTER = "baseline", "pruned, no training", "pruned, fine-tuned"
 
 
 class Baseline(NamedTuple):
@@ -187,20 +192,27 @@ def evaluate(model: PreTrainedModel, test: datasets.Dataset, args: DigitsArgumen
     return trainer.evaluate(test)["eval_accuracy"]
 
 
+def prune_without_training(baseline: PreTrainedModel, train: datasets.Dataset, count: int, form: str) -> nn.Module:
+    """Return `baseline` with `count` blocks pruned and fitted in closed form, which takes no training."""
+    images = torch.stack(list(train.select(range(FITTED))[:]["pixel_values"]))
+    return updp_hf.prune(baseline, [images], updp_hf.Budget(num_blocks=count), form=form)
+
+
 def main() -> None:
     (args,) = parse_arguments(DigitsArguments)
+    tell_progress_in_lines()
     set_seed(args.seed)
     say = PartialState().print  # on the main process only
     folder = Path(args.output_dir)
     baseline_folder = folder / "baseline"
 
-    say(f"\n1. Train the baseline ({args.model}) on the digits.")
+    say(f"1. Train the baseline, a small {args.model}, on handwritten digits.")
     train_baseline(baseline_folder, args)
     processor = AutoImageProcessor.from_pretrained(baseline_folder)
     baseline = AutoModelForImageClassification.from_pretrained(baseline_folder)
     splits = load_splits(processor, args.seed)
 
-    say(f"\n2. Prune the checkpoint in {baseline_folder} while fine-tuning it.")
+    say("\n2. Choose the blocks to prune, and close them while fine-tuning.")
     trainer = updp_hf.UPDPTrainer(
         model=AutoModelForImageClassification.from_pretrained(baseline_folder),
         args=args,
@@ -212,46 +224,35 @@ def main() -> None:
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     say(f"   Pruned: {', '.join(trainer.plan.blocks)}.")
 
-    say(f"\n3. Merge, save in {folder}, load again.")
+    say("\n3. Merge what is left of them, save the model, load it again.")
     trainer.save_model()
     merged = AutoModelForImageClassification.from_pretrained(folder)
+    say(f"   Merged and closed logits differ by {merged.config.merge_error:.0e} of their scale.")
 
-    say("\n4. As many blocks without any training, each fitted in closed form to 256 images.")
-    images = splits["train"].select(range(256))[:]["pixel_values"]
-    as_many = updp_hf.Budget(num_blocks=len(trainer.plan.sites))
-    untrained = updp_hf.prune(baseline, [torch.stack(list(images))], as_many, form=args.form)
+    say(f"\n4. Prune as many blocks without any training, each fitted in closed form to {FITTED} images.")
+    untrained = prune_without_training(baseline, splits["train"], len(trainer.plan.sites), args.form)
 
-    models = {"baseline": baseline, "pruned, no training": untrained, "pruned with UPDP": merged}
+    say("\n5. Evaluate and measure all three.")
+    models = {BEFORE: baseline, UNTRAINED: untrained, AFTER: merged}
     metrics = {name: {"accuracy": evaluate(model, splits["test"], args)} for name, model in models.items()}
     if args.process_index == 0:
         costs, conditions = measure_costs({k: m.cpu() for k, m in models.items()}, batch_sizes=(1, LARGE_BATCH))
-        print(f"\n{summary(metrics, costs, merged)}\n\nLatency: {conditions}. Report: {folder / REPORT_NAME}")
+        print(f"\n{table_of(costs, metrics)}\n\n{conditions_sentence(conditions)}")
         report = replace(
             Report.load(folder),
-            before=costs["baseline"],
-            after=costs["pruned with UPDP"],
+            before=costs[BEFORE],
+            after=costs[AFTER],
             latency_conditions=conditions,
-            metrics_before=metrics["baseline"],
-            metrics_after=metrics["pruned with UPDP"],
-            metrics_without_training=metrics["pruned, no training"],
+            metrics_before=metrics[BEFORE],
+            metrics_after=metrics[AFTER],
+            metrics_without_training=metrics[UNTRAINED],
         )
         report.save(folder)
     trainer.create_model_card(dataset="scikit-learn's digits, a quarter of them")
+    say(f"Accuracy on {len(splits['test'])} held-out images; {len(trainer.plan.sites)} blocks are pruned.")
+    say(f"\nThe pruned model is in {folder}, its card in {folder / 'README.md'}, the baseline in {baseline_folder}.")
     if args.push_to_hub:
-        trainer.push_to_hub()
-
-
-def summary(metrics: dict[str, dict[str, float]], costs: dict[str, Cost], merged: PreTrainedModel) -> str:
-    """Return the table of all models, each with its speed-up over the baseline."""
-    columns = {}
-    for name, cost in costs.items():
-        columns[name] = {"held-out accuracy": f"{100 * metrics[name]['accuracy']:.2f} %", **cost.facts()}
-        for size, seconds in cost.latency.items():
-            columns[name][f"speed-up, batch {size}"] = f"{costs['baseline'].latency[size] / seconds:.2f}×"
-        columns[name]["blocks pruned"] = "0" if name == "baseline" else str(len(merged.config.plan["sites"]))
-        columns[name]["merge error"] = "-"
-    columns["pruned with UPDP"]["merge error"] = f"{merged.config.merge_error:.1e}"
-    return side_by_side(columns)
+        say(f"Pushed: {trainer.push_to_hub()}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from updp_hf.reporting.report import side_by_side
 
-__all__ = ["grid", "paragraph", "transposed"]
+__all__ = ["grid", "paragraph", "side_by_side", "transposed"]
 
 
 def paragraph(text: str) -> str:

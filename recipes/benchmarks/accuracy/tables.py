@@ -21,8 +21,7 @@ from recipes.benchmarks.accuracy.figures import (
 )
 from recipes.benchmarks.accuracy.ways import ABRUPT, DROP, PAPER, SMALLER, TORCH_PRUNING, UPDP, WAYS
 from recipes.benchmarks.conditions import write_json
-from recipes.benchmarks.text import transposed
-from updp_hf.reporting.report import side_by_side
+from recipes.benchmarks.text import side_by_side, transposed
 
 __all__ = ["NAMES", "page", "spread_of", "summary", "tables", "write_tables"]
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from updp_hf.reporting.report import side_by_side
+from recipes.benchmarks.text import side_by_side
 
 
 def page(results: dict[str, Any]) -> str:

@@ -8,9 +8,9 @@ from recipes.benchmarks.accuracy.images import DIGITS_COPIES
 from recipes.benchmarks.accuracy.tables import NAMES, summary
 from recipes.benchmarks.accuracy.ways import ABRUPT, PAPER, SMALLER
 from recipes.benchmarks.results.records import compared, digits_reports, read
-from recipes.benchmarks.text import paragraph
+from recipes.benchmarks.text import paragraph, side_by_side
 from updp_hf import UPDPTrainingArguments
-from updp_hf.reporting.report import Report, side_by_side
+from updp_hf.reporting.report import Report
 
 __all__ = ["comparison", "conditions_of", "digits_recipe"]
 

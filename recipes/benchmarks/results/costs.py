@@ -5,9 +5,8 @@ from recipes.benchmarks.coverage.tables import totals
 from recipes.benchmarks.latency.tables import summary
 from recipes.benchmarks.results.records import read, training_files
 from recipes.benchmarks.selectors.tables import facts, finished, selectors_of, verdict
-from recipes.benchmarks.text import paragraph
+from recipes.benchmarks.text import paragraph, side_by_side
 from recipes.benchmarks.training.tables import conditions_text, gated_text, loader_part, table
-from updp_hf.reporting.report import side_by_side
 
 __all__ = ["coverage", "selectors", "speed", "training"]
 

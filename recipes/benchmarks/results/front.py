@@ -17,8 +17,7 @@ from recipes.benchmarks.accuracy.tables import NAMES, spread_of
 from recipes.benchmarks.accuracy.ways import DROP, PAPER, SMALLER, TORCH_PRUNING, UPDP
 from recipes.benchmarks.latency.tables import summary_rows
 from recipes.benchmarks.results.records import compared, read
-from recipes.benchmarks.text import transposed
-from updp_hf.reporting.report import side_by_side
+from recipes.benchmarks.text import side_by_side, transposed
 
 __all__ = ["TABLES", "replaced"]
 

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from recipes.benchmarks.text import paragraph
-from updp_hf.reporting.report import side_by_side
+from recipes.benchmarks.text import paragraph, side_by_side
 
 MEASURES = {"accuracy": "{:.1%}", "loss": "{:.3f}"}
 REPEATS = 3

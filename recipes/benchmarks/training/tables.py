@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from updp_hf.reporting.report import side_by_side
+from recipes.benchmarks.text import side_by_side
 
 __all__ = ["conditions_text", "gated_text", "loader_part", "report_of", "table", "tables"]
 
