@@ -13,7 +13,7 @@ training argument of the pruning run is an option; `--config file.yaml` sets sev
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import datasets
 import torch
@@ -71,12 +71,7 @@ BASELINES = {
     ),
     "convnext": Baseline(
         ConvNextConfig(
-            num_stages=2,
-            hidden_sizes=[48, 96],
-            depths=[4, 4],
-            layer_scale_init_value=0.1,
-            patch_size=2,
-            image_size=16,
+            num_stages=2, hidden_sizes=[48, 96], depths=[4, 4], layer_scale_init_value=0.1, patch_size=2, image_size=16
         ),
         epochs=40,
         learning_rate=2e-3,
@@ -144,6 +139,14 @@ def to_inputs(batch: dict, processor: ViTImageProcessor, augment: v2.Transform) 
     return {"pixel_values": processor(images, return_tensors="pt")["pixel_values"], "labels": batch["label"]}
 
 
+def stock_arguments(args: DigitsArguments, folder: str, **others: Any) -> TrainingArguments:
+    """Return arguments for the stock Trainer, on the device and in the batches of `args`."""
+    same = ("per_device_train_batch_size", "per_device_eval_batch_size", "dataloader_pin_memory", "use_cpu")
+    return TrainingArguments(
+        folder, remove_unused_columns=False, **{name: getattr(args, name) for name in same}, **others
+    )
+
+
 def train_baseline(folder: Path, args: DigitsArguments) -> None:
     """Train a network from scratch and save it as an ordinary checkpoint."""
     config, epochs, learning_rate, _ = BASELINES[args.model]
@@ -152,20 +155,16 @@ def train_baseline(folder: Path, args: DigitsArguments) -> None:
     names = splits["train"].features["label"].names
     config.id2label = dict(enumerate(names))
     config.label2id = {name: index for index, name in enumerate(names)}
-    baseline_args = TrainingArguments(
-        output_dir=str(folder),
+    baseline_args = stock_arguments(
+        args,
+        str(folder),
         num_train_epochs=args.baseline_epochs or epochs,
         learning_rate=learning_rate,
-        per_device_train_batch_size=args.per_device_train_batch_size,
-        per_device_eval_batch_size=args.per_device_eval_batch_size,
         weight_decay=args.weight_decay,
         warmup_steps=0.1,
         lr_scheduler_type="cosine",
         save_strategy="no",
         logging_steps=0.125,
-        remove_unused_columns=False,
-        dataloader_pin_memory=args.dataloader_pin_memory,
-        use_cpu=args.use_cpu,
         seed=args.seed,
         report_to=args.report_to,
     )
@@ -181,14 +180,7 @@ def train_baseline(folder: Path, args: DigitsArguments) -> None:
 
 def evaluate(model: PreTrainedModel, test: datasets.Dataset, args: DigitsArguments) -> float:
     """Return the accuracy of `model` on held-out images."""
-    evaluation_args = TrainingArguments(
-        output_dir=args.output_dir,
-        per_device_eval_batch_size=args.per_device_eval_batch_size,
-        remove_unused_columns=False,
-        dataloader_pin_memory=args.dataloader_pin_memory,
-        use_cpu=args.use_cpu,
-    )
-    trainer = Trainer(model=model, args=evaluation_args, compute_metrics=updp_hf.compute_accuracy)
+    trainer = Trainer(model, stock_arguments(args, args.output_dir), compute_metrics=updp_hf.compute_accuracy)
     return trainer.evaluate(test)["eval_accuracy"]
 
 

@@ -118,7 +118,7 @@ def is_number(text: str) -> bool:
 @pytest.mark.parametrize("name", RECIPES)
 def test_no_key_of_a_recipe_is_there_twice(name: str) -> None:
     lines = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
-    keys = [line.split(":")[0] for line in lines if line and not line.startswith("#")]
+    keys = [line.split(":")[0] for line in lines if line and not line.startswith(("#", " "))]
 
     assert keys == list(recipe(name))  # YAML keeps the last of two and says nothing
 
@@ -128,7 +128,7 @@ def test_every_setting_of_a_full_recipe_names_its_source(name: str) -> None:
     running, found = False, []
     for line in (FOLDER / f"{name}.yaml").read_text(encoding="utf-8").splitlines():
         running = running or line == "# Running it: ours"
-        if line and not line.startswith("#") and not running and " # " not in line:
+        if line and not line.startswith(("#", " ")) and not running and " # " not in line:
             found.append(line.split(":")[0])
 
     assert running

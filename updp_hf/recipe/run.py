@@ -25,9 +25,9 @@ def run(script: str) -> None:
     Args:
         script: `__file__` of the recipe.
     """
-    tell_progress_in_lines()
     try:
         data, augmentation, args = recipe_arguments(Path(script))
+        tell_progress_in_lines()
         prune(prepare(data, augmentation, args), augmentation)
     except UPDPError as error:
         sys.exit(f"{Path(script).name}: {error}" if PartialState().is_main_process else 1)

@@ -74,10 +74,10 @@ def load_images(dataset: str, resolution: int, budget: Budget) -> Splits:
     """Return distorted, noisy digits or glyphs, whose held-out fonts are new; the same for every seed of a network."""
     count = budget.train_images + VALIDATION
     if dataset == "digits":
-        train, test = (_distorted(split, resolution) for split in digits(seed=0).values())
+        train, test = (distorted(split, resolution, VALIDATION) for split in digits(seed=0).values())
     else:
         found = glyphs(5 * max(budget.test_images, -(-count // 4)), resolution)  # a fifth of them is held out
-        train, test = (_inked(_in_memory(found[split])) for split in ("train", "test"))
+        train, test = (inked(_in_memory(found[split])) for split in ("train", "test"))
     count = min(count, len(train))
     return Splits(train.part(VALIDATION, count), train.part(0, VALIDATION), test.part(0, budget.test_images))
 
@@ -87,7 +87,7 @@ def _in_memory(split: datasets.Dataset) -> Images:
     return Images(torch.tensor(pixels).permute(0, 3, 1, 2).contiguous(), torch.tensor(split["label"]))
 
 
-def _inked(glyphs: Images) -> Images:
+def inked(glyphs: Images) -> Images:
     """Return the glyphs in grey on black, as the digits are: what differs most from the colour of the border is white.
 
     Colours say nothing, and to learn that takes small networks most of their training.
@@ -100,8 +100,11 @@ def _inked(glyphs: Images) -> Images:
     return Images(grey.expand_as(pixels).contiguous(), glyphs.labels)
 
 
-def _distorted(split: datasets.Dataset, resolution: int) -> Images:
-    """Return every digit of `split` several times, each time distorted anew: all of the first ones, then the others."""
+def distorted(split: datasets.Dataset, resolution: int, apart: int) -> Images:
+    """Return every digit of `split` several times, each time distorted anew.
+
+    The first `apart` images are all copies of the first digits, the others all of the others: they share no digit.
+    """
     generator = torch.Generator().manual_seed(0)
     copies = DIGITS_COPIES
     move = v2.RandomAffine(degrees=15, translate=(0.1, 0.1), scale=(0.85, 1.1), shear=8, interpolation=2)
@@ -113,7 +116,6 @@ def _distorted(split: datasets.Dataset, resolution: int) -> Images:
     noisy = small + 127.5 * DIGITS_NOISE * torch.randn(small.shape, generator=generator)
     noisy = v2.functional.resize(noisy.clamp(0, 255), [resolution] * 2, antialias=True)
     labels = torch.tensor(split["label"]).repeat(copies)
-    places, kept = torch.arange(len(noisy)).view(copies, -1), VALIDATION // copies
-    # validation shares no digit with training
+    places, kept = torch.arange(len(noisy)).view(copies, -1), apart // copies
     order = torch.cat([places[:, :kept].flatten(), places[:, kept:].flatten()])
     return Images(noisy.clamp(0, 255).byte()[order], labels[order])

@@ -14,7 +14,7 @@ tensors in a cache from one to the next, or multiplies less than the formulas do
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,8 @@ class Sizes(NamedTuple):
     elements: int
 
 
+Timer: TypeAlias = Callable[[Callable[..., Tensor], Mapping[str, Tensor], int], float]
+
 CPU, GPU = Sizes((1024, 2048), 8, 2**26), Sizes((4096, 8192), 256, 2**28)
 
 
@@ -75,7 +77,14 @@ def least_seconds(operators: Iterable[Operator], peaks: Peaks) -> float:
     )
 
 
-def measure_peaks(device: str, dtype: torch.dtype, sizes: Sizes | None = None, rounds: int = 15) -> Peaks:
+def seconds_of(function: Callable[..., Tensor], tensors: Mapping[str, Tensor], rounds: int) -> float:
+    """Return the median seconds of one call."""
+    return measure_latency({"": _Call(function)}, [tensors], rounds=rounds)[""][0]
+
+
+def measure_peaks(
+    device: str, dtype: torch.dtype, sizes: Sizes | None = None, rounds: int = 15, seconds: Timer = seconds_of
+) -> Peaks:
     """Measure the peaks of `device` with torch's present threads and settings, from medians of `rounds`.
 
     The MACs are those of the fastest of some matrix products and a convolution of 3×3, which are often not of the same
@@ -86,6 +95,7 @@ def measure_peaks(device: str, dtype: torch.dtype, sizes: Sizes | None = None, r
         dtype: of what is multiplied and moved.
         sizes: of the operands, those in `CPU` or `GPU` by default.
         rounds: how often each operation is measured.
+        seconds: how long a call takes, the median of so many rounds.
     """
     sides, images, elements = sizes or (CPU if torch.device(device).type == "cpu" else GPU)
 
@@ -95,17 +105,13 @@ def measure_peaks(device: str, dtype: torch.dtype, sizes: Sizes | None = None, r
     rates = []
     for side in sides:
         product = {"input": ones(side, side), "mat2": ones(side, side), "out": ones(side, side)}
-        rates.append(side**3 / _seconds(torch.mm, product, rounds))
+        rates.append(side**3 / seconds(torch.mm, product, rounds))
     wide = {"input": ones(images, 256, 30, 30), "weight": ones(256, 256, 3, 3)}  # to 28×28
     wide = {name: tensor.to(memory_format=torch.channels_last) for name, tensor in wide.items()}
-    rates.append(images * 256 * 256 * 3**2 * 28**2 / _seconds(torch.conv2d, wide, rounds))
+    rates.append(images * 256 * 256 * 3**2 * 28**2 / seconds(torch.conv2d, wide, rounds))
     total = {"input": ones(elements), "other": ones(elements), "out": ones(elements)}
     moved = 3 * elements * total["out"].element_size()
-    return Peaks(max(rates), moved / _seconds(torch.add, total, rounds))
-
-
-def _seconds(function: Callable[..., Tensor], tensors: Mapping[str, Tensor], rounds: int) -> float:
-    return measure_latency({"": _Call(function)}, [tensors], rounds=rounds)[""][0]
+    return Peaks(max(rates), moved / seconds(torch.add, total, rounds))
 
 
 class _Call(nn.Module):

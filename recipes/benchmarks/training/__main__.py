@@ -16,6 +16,8 @@ memory of a process grew that was forked for this alone, from one that holds the
 
 from pathlib import Path
 
+import torch
+
 from recipes.benchmarks.conditions import write_json
 from recipes.benchmarks.training.arguments import TrainingBenchmarkArguments
 from recipes.benchmarks.training.measuring import benchmark
@@ -25,6 +27,7 @@ from updp_hf.recipe.command_line import parse_arguments
 
 def main() -> None:
     (options,) = parse_arguments(TrainingBenchmarkArguments)
+    torch.backends.cudnn.benchmark = True
     results = benchmark(options)
     print(tables(results))
     if options.output:

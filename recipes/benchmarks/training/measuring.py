@@ -18,7 +18,6 @@ from updp_hf.training.supernet import SupernetTrainer
 
 def benchmark(options: TrainingBenchmarkArguments) -> dict[str, Any]:
     """Return all that was measured, and the conditions."""
-    torch.backends.cudnn.benchmark = True
     loaded = None
     if options.loaded_images:
         images = training_images(options.loaded_images, options.image_size)

@@ -42,7 +42,9 @@ def step_of(trainer: Trainer, options: TrainingBenchmarkArguments) -> Callable[[
 
 
 def measured_in_turn(
-    steps: dict[Variant, Callable[[], None]], options: TrainingBenchmarkArguments
+    steps: dict[Variant, Callable[[], None]],
+    options: TrainingBenchmarkArguments,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[Variant, list[float]]:
     """Return the seconds of each step, one a round; each round begins with another variant, so that drifts cancel."""
     times: dict[Variant, list[float]] = {variant: [] for variant in steps}
@@ -50,20 +52,20 @@ def measured_in_turn(
     for round_ in range(WARM_UP + options.rounds):
         first = round_ % len(variants)
         for variant in variants[first:] + variants[:first]:
-            elapsed = seconds(steps[variant], options.device)
+            elapsed = seconds(steps[variant], options.device, clock)
             if round_ >= WARM_UP:
                 times[variant].append(elapsed)
     return times
 
 
-def seconds(step: Callable[[], None], device: str) -> float:
+def seconds(step: Callable[[], None], device: str, clock: Callable[[], float]) -> float:
     if device.startswith("cuda"):
         torch.cuda.synchronize()
-    begin = time.perf_counter()
+    begin = clock()
     step()
     if device.startswith("cuda"):
         torch.cuda.synchronize()
-    return time.perf_counter() - begin
+    return clock() - begin
 
 
 def ratio(elapsed: list[float], plain: list[float]) -> float:

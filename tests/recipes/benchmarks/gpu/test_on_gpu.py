@@ -1,14 +1,16 @@
 """The script for one GPU: what it makes of logs, and, on the processor, whether it works at all."""
 
-import importlib
 import json
 import os
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 from project import RECIPES
+
+from recipes.benchmarks.gpu import step_rates
+
+SCRIPT = RECIPES / "benchmarks" / "gpu" / "on_gpu.sh"
 
 LOG = """\
 10.000000 Pruning, to be saved in a folder.
@@ -26,19 +28,13 @@ LOG = """\
 """
 
 
-@pytest.fixture
-def step_rates(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(RECIPES)
-    return importlib.import_module("step_rates")
-
-
-def test_rates_are_medians_between_logs_of_one_phase_without_an_evaluation_between(step_rates: Any) -> None:
+def test_rates_are_medians_between_logs_of_one_phase_without_an_evaluation_between() -> None:
     _, _, *rows = step_rates.table(LOG.splitlines(), logging_steps=10).splitlines()
     assert rows == ["| supernet | 5.00 |", "| ramp | 10.00 |", "| closed | 20.00 |"]
 
 
 def test_an_unknown_step_is_refused(tmp_path: Path) -> None:
-    run = subprocess.run([RECIPES / "on_gpu.sh", tmp_path, "sleep"], capture_output=True, text=True, check=False)
+    run = subprocess.run([SCRIPT, tmp_path, "sleep"], capture_output=True, text=True, check=False)
     assert run.returncode == 2
     assert "There is no step 'sleep', expected some of: checkpoints deit_small convnext_tiny" in run.stderr
 
@@ -46,7 +42,7 @@ def test_an_unknown_step_is_refused(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("step", ["deit_small", "latency"])
 def test_a_step_can_be_run_alone(tmp_path: Path, step: str) -> None:
-    subprocess.run([RECIPES / "on_gpu.sh", tmp_path, step], env={**os.environ, "DRY": "1"}, check=True)
+    subprocess.run([SCRIPT, tmp_path, step], env={**os.environ, "DRY": "1"}, check=True)
     results = tmp_path / "results"
     if step == "latency":
         assert json.loads((results / "benchmark_latency_gpu.json").read_text(encoding="utf-8"))["networks"]
