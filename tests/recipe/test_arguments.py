@@ -94,6 +94,7 @@ def test_the_file_of_a_recipe_is_enough_for_any_script():
     own, shared = (recipe_arguments(RECIPES / f"{name}.py", given)[2] for name in ("deit_small", "prune"))
     assert shared.model_name_or_path == own.model_name_or_path == "facebook/deit-small-patch16-224"
     assert shared.output_dir == own.output_dir
+    assert shared.tiny is None  # of smoke runs alone
     smoke = recipe_arguments(RECIPES / "prune.py", [*given, "--smoke"])[2]
     assert (smoke.output_dir, smoke.tiny["model_type"]) == ("deit_small-smoke", "vit")
 

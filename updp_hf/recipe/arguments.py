@@ -105,6 +105,8 @@ def recipe_arguments(
         raise UPDPError("`smoke` is on in a file: give `--smoke` on the command line.")
     if not (args.smoke or args.model_name_or_path):
         raise UPDPError("No checkpoint is named: give `--model_name_or_path`, or `--config` with the file of a recipe.")
+    if not args.smoke:
+        args.tiny = None  # no fact of this run, so the report is not to name it
     return data, augmentation, args
 
 
