@@ -195,8 +195,7 @@ def main() -> None:
     tell_progress_in_lines()
     set_seed(args.seed)
     say = PartialState().print  # on the main process only
-    folder = Path(args.output_dir)
-    baseline_folder = folder / "baseline"
+    folder, baseline_folder = (Path(args.output_dir, name) for name in ("", "baseline"))
 
     say(f"1. Train the baseline, a small {args.model}, on handwritten digits.")
     train_baseline(baseline_folder, args)
@@ -241,8 +240,8 @@ def main() -> None:
         )
         report.save(folder)
     trainer.create_model_card(dataset="scikit-learn's digits, a quarter of them")
-    say(f"Accuracy on {len(splits['test'])} held-out images; {len(trainer.plan.sites)} blocks are pruned.")
-    say(f"\nThe pruned model is in {folder}, its card in {folder / 'README.md'}, the baseline in {baseline_folder}.")
+    say(f"Accuracy on {len(splits['test'])} held-out images; {len(trainer.plan.sites)} blocks are pruned.\n")
+    say(f"The pruned model is in {folder}, its card in {folder / 'README.md'}, the baseline in {baseline_folder}.")
     if args.push_to_hub:
         say(f"Pushed: {trainer.push_to_hub()}")
 
