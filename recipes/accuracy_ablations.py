@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from updp_hf import Plan, UPDPTrainer, UPDPTrainingArguments
 from updp_hf.core.cost import measure_latency
-from updp_hf.core.plan.site import DEFAULT_FORM, Form
+from updp_hf.core.kinds import DEFAULT_FORM, Form
 from updp_hf.surgery.find import require_sites
 from updp_hf.training.arguments import SUPERNET
 

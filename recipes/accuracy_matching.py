@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from updp_hf.core.cost import count_macs, count_parameters, measure_latency
-from updp_hf.core.plan.site import DEFAULT_FORM, Form
+from updp_hf.core.kinds import DEFAULT_FORM, Form
 from updp_hf.surgery.find import require_sites
 from updp_hf.surgery.model_io import example_inputs_of
 

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from updp_hf import Plan, UPDPTrainingArguments
+from updp_hf.core.kinds import DEFAULT_FORM, Form
 from updp_hf.core.plan.budget import Choice, Demand
-from updp_hf.core.plan.site import DEFAULT_FORM, Form
 from updp_hf.selection.selectors import selector_by_name
 from updp_hf.surgery.find import require_sites
 from updp_hf.surgery.model_io import example_inputs_of

@@ -35,7 +35,7 @@ from latency_modes import COMPILED, EAGER, ONNX, prepared
 from transformers.utils import logging
 
 from updp_hf.core.cost import measure_latency
-from updp_hf.core.plan.site import DEFAULT_FORM, Form
+from updp_hf.core.kinds import DEFAULT_FORM, Form
 from updp_hf.recipe.command_line import parse_arguments
 from updp_hf.surgery.model_io import example_inputs_of
 

@@ -308,18 +308,18 @@ def choose_sites(row: Row, model: PreTrainedModel, inputs: dict[str, Tensor]) ->
     """Return the sites that pay, of the form `merge` or else of the first that has any."""
     found = find_sites(model, [Form.MERGE], example_inputs=inputs)
     row.exported = True
-    cheap = [site for site in found.sites if site.pays]
+    cheap = [site for site in found.sites if site.saves_compute]
     row.sites, row.cheap = len(found.sites), len(cheap)
-    row.refusals = dict(collections.Counter(cause_of(refusal.reason) for refusal in found.refused))
+    row.refusals = dict(collections.Counter(cause_of(refusal.reason) for refusal in found.unsupported))
     if cheap:
         return cheap
     if found.sites:
         row.why_not = "closing any of the sites saves nothing"
     else:
-        row.why_not = found.refused[0].reason if found.refused else "no blocks to look into"
-    others = [site for site in find_sites(model, list(Form), example_inputs=inputs).sites if site.pays]
-    form = next((form for form in Form if any(site.form is form for site in others)), None)
-    return [site for site in others if site.form is form]
+        row.why_not = found.unsupported[0].reason if found.unsupported else "no blocks to look into"
+    others = [site for site in find_sites(model, list(Form), example_inputs=inputs).sites if site.saves_compute]
+    form = next((form for form in Form if any(site.form == form for site in others)), None)
+    return [site for site in others if site.form == form]
 
 
 def largest_difference(

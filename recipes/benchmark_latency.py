@@ -30,8 +30,8 @@ from torch import Tensor, nn
 
 from updp_hf import Plan, close_, find_sites, merge, recalibrate_batch_norms_
 from updp_hf.core.cost import count_macs, count_parameters, measure_latency
+from updp_hf.core.kinds import DEFAULT_FORM, Form
 from updp_hf.core.plan.budget import Demand
-from updp_hf.core.plan.site import DEFAULT_FORM, Form
 from updp_hf.deployment.runtimes import onnx_libraries
 from updp_hf.recipe.command_line import parse_arguments
 from updp_hf.reporting.report import side_by_side
@@ -112,7 +112,7 @@ def measure(name: str, options: LatencyArguments, peaks: Peaks) -> dict[str, Any
     torch.manual_seed(options.seed)
     baseline = timm.create_model(name).eval()
     randomize_(baseline)
-    sites = tuple(site for site in find_sites(baseline, [options.form]).sites if site.pays)
+    sites = tuple(site for site in find_sites(baseline, [options.form]).sites if site.saves_compute)
     levels = options.levels or [round(len(sites) * quarter / 4) for quarter in range(1, 5)]
     counts = [level for level in sorted(set(levels)) if 0 < level <= len(sites)]
     spread = {count: uniform(Demand((1.0,) * len(sites), count)) for count in counts}

@@ -33,9 +33,10 @@ from transformers import AutoModelForImageClassification, PreTrainedModel, Train
 from transformers.utils import logging
 
 from updp_hf import Plan, UPDPTrainer, recalibrate_batch_norms_
+from updp_hf.core.kinds import Form
 from updp_hf.core.plan.budget import Choice, Demand
 from updp_hf.core.plan.plan import library_versions
-from updp_hf.core.plan.site import Form, Site
+from updp_hf.core.plan.site import Site
 from updp_hf.core.search import search
 from updp_hf.data.calibration_set import sample_and_rest
 from updp_hf.recipe.command_line import parse_arguments
@@ -43,7 +44,8 @@ from updp_hf.reporting.report import device_name
 from updp_hf.selection.scores import ScoreHistory, closeness, label_fit, labels_of, log_probabilities, spread
 from updp_hf.selection.selectors import least, selector_by_name, sensitivities, taylor_importances
 from updp_hf.surgery.calibrate import calibrated_copy
-from updp_hf.surgery.find import close_only_, require_sites
+from updp_hf.surgery.find import require_sites
+from updp_hf.surgery.gate import close_only_
 from updp_hf.training.supernet import train_supernet
 
 ROOT = Path(__file__).parent.parent

@@ -43,8 +43,9 @@ from transformers import (
 )
 
 from updp_hf import Plan, UPDPTrainer, UPDPTrainingArguments, find_sites, gate_
+from updp_hf.core.kinds import DEFAULT_FORM, Form
 from updp_hf.core.plan.budget import Demand
-from updp_hf.core.plan.site import DEFAULT_FORM, Form, Site
+from updp_hf.core.plan.site import Site
 from updp_hf.recipe.command_line import parse_arguments
 from updp_hf.selection.selectors import uniform
 from updp_hf.training.supernet import SupernetTrainer
@@ -207,7 +208,7 @@ def model_of(name: str, options: TrainingBenchmarkArguments) -> nn.Module:
 
 def sites_of(model: nn.Module, form: str) -> tuple[Site, ...]:
     """Return the candidates: what a supernet gates."""
-    return tuple(site for site in find_sites(model, [form]).sites if site.pays)
+    return tuple(site for site in find_sites(model, [form]).sites if site.saves_compute)
 
 
 def spread(sites: tuple[Site, ...], count: int) -> tuple[Site, ...]:

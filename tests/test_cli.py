@@ -24,7 +24,7 @@ from transformers import (
 
 from updp_hf import Budget, LatencyTable, UPDPForImageClassification, cli, find_sites, prune
 from updp_hf.core.cost import count_macs, count_parameters
-from updp_hf.core.plan.site import DEFAULT_FORM
+from updp_hf.core.kinds import DEFAULT_FORM
 from updp_hf.surgery.model_io import example_inputs_of
 
 
@@ -89,10 +89,14 @@ def test_rows_are_what_find_sites_finds(build, tmp_path, capsys):
 
     assert list(rows) == [*(str(index) for index in range(len(sites))), DEFAULT_FORM]
     for row, site in zip(rows.values(), sites, strict=False):
-        assert (row["block"], row["form"], row["pays"]) == (site.block, site.form, "yes" if site.pays else "no")
+        assert (row["block"], row["form"], row["pays"]) == (
+            site.block,
+            site.form,
+            "yes" if site.saves_compute else "no",
+        )
         assert [f"{site.block}.{slot}" for slot in row["closes"].split(", ")] == [*site.norms, *site.activations]
-        assert_saves(row, site.macs_saved, site.params_saved, site.seconds_saved, macs, parameters)
-    paying = [site for site in sites if site.pays]
+        assert_saves(row, site.saving.macs, site.saving.parameters, site.saving.seconds, macs, parameters)
+    paying = [site for site in sites if site.saves_compute]
     assert rows[DEFAULT_FORM]["block"] == f"{len(paying)} of {len(sites)} sites pay"
     sums = [sum(getattr(site, f"{what}_saved") for site in paying) for what in ("macs", "params", "seconds")]
     assert_saves(rows[DEFAULT_FORM], *sums, macs, parameters)
@@ -108,7 +112,7 @@ def assert_saves(row, macs_saved, params_saved, seconds_saved, macs, parameters)
 
 
 def test_the_models_above_have_sites_of_all_kinds():
-    counts = {build: [site.pays for site in find_sites(build()).sites] for build in BUILDS}
+    counts = {build: [site.saves_compute for site in find_sites(build()).sites] for build in BUILDS}
     assert [len(pays) for pays in counts.values()] == [3, 2, 5, 2]
     assert [build for build, pays in counts.items() if not all(pays)] == [bottleneck_resnet]
 
@@ -135,7 +139,7 @@ def test_each_form_has_its_rows_and_its_sum_and_only_merges_are_measured(tmp_pat
     closes = {row["form"]: row["closes"] for row in rows.values()}
     assert (closes["block-drop"], closes["attention-drop"]) == ("all of it", "layernorm_before, attention")
     for form in forms:
-        saved = sum(site.macs_saved for site in sites if site.form == form)
+        saved = sum(site.saving.macs for site in sites if site.form == form)
         assert number(rows[form]["MACs saved"]) == pytest.approx(saved / 1e6, abs=0.05)
 
 

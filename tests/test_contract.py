@@ -14,14 +14,16 @@ from transformers import PreTrainedModel
 
 from updp_hf import Form, Plan, UPDPForImageClassification, find_sites, gate_, merge
 from updp_hf.core.cost import count_macs, count_parameters
-from updp_hf.core.depth.finder import find
-from updp_hf.core.gates.gate import Blend, Bypass, Gate, Landing, Shortcut, gates
-from updp_hf.core.graph.calls import stock_modules, trace
+from updp_hf.core.depth.chains import chains_in, stretches_of
+from updp_hf.core.depth.runs import Run
+from updp_hf.core.gates.detour import Bypass, Landing, Shortcut
+from updp_hf.core.gates.gate import Blend, Gate, gates
+from updp_hf.core.graph.calls import stock_modules
 from updp_hf.core.graph.structure import Structure
 from updp_hf.core.plan.site import Site
 from updp_hf.errors import MergeError, PlanError
-from updp_hf.model.layout_updp import EndActivation
-from updp_hf.surgery.find import require_sites
+from updp_hf.model.modules_updp import EndActivation
+from updp_hf.surgery.find import FoundSites, read, require_sites
 from updp_hf.surgery.model_io import example_inputs_of, logits_of, model_inputs
 
 
@@ -50,7 +52,6 @@ VARIANTS = {
     "timm-swinv2": [(Form.MERGE, "fit", "relu")],
     "timm-eva02": [(Form.BRANCH_FIT, "fit", None)],
     "chain": [(Form.MERGE, "fit", None), (Form.MERGE_WHOLE_KERNELS, "fit", None)],
-    "shared-activation": [(Form.MERGE, "fit", "relu"), (Form.MERGE, "inherit", "relu")],
     "resnet": [(Form.MERGE, "fit", "relu"), (Form.MERGE, "inherit", "silu")],
     "timm-wrapper-mobilenetv2": [(Form.MERGE, "fit", "relu")],
     "timm-test-efficientnet": [(Form.MERGE, "inherit", "relu"), (Form.MERGE, "fit", None)],
@@ -66,17 +67,20 @@ CASES = sorted(CASES + VARIED, key=lambda case: list(ROWS).index(case.model))
 OTHER_SIZE = (48, 40)
 ALIKE = {
     *("deit", "deit-teacher", "timm-vit-avg", "timm-deit", "timm-deit-distilled", "timm-vit-reg4-dinov2"),
-    *("timm-resnet-dilated", "timm-seresnet", "convnextv2", "timm-convnextv2", "mobilenetv2"),
+    *("timm-resnet-dilated", "timm-seresnet", "convnextv2", "timm-convnextv2", "mobilenetv2", "mobilevit"),
 }
-"""Rows whose blocks are those of another row but for what their first form sees: the others are for the slow ring."""
+"""Rows whose structures are those of other rows together; all of the table is for the slow ring."""
+THOROUGH = {"vit", "convnext", "timm-resnet", "chain"}
+"""Rows of which every form and variant is tested by default, of the others the first form."""
 
 
 def each(cases: list[Case]) -> pytest.MarkDecorator:
-    """Run a test on each of `cases`.
+    """Run a test on each of `cases`, by default each structure once.
 
     With this scope the tests of a case come one after the other, so that one worker makes its models, once.
     """
-    is_slow = {case: case.model in ALIKE and case.form is not ROWS[case.model].forms[0] for case in cases}
+    by_default = {Case(name, row.forms[0]) for name, row in ROWS.items() if row.forms and name not in ALIKE}
+    is_slow = {case: case.model not in THOROUGH and case not in by_default for case in cases}
     marked = [pytest.param(case, id=str(case), marks=[pytest.mark.slow] * is_slow[case]) for case in cases]
     return pytest.mark.parametrize("case", marked, scope="module")
 
@@ -92,8 +96,17 @@ def checkpoint(name: str) -> nn.Module:
 
 
 @functools.cache
+def structure_of(name: str) -> Structure:
+    return read(checkpoint(name), images(name, 1))
+
+
+@functools.cache
+def found_in(name: str) -> FoundSites:
+    return find_sites(checkpoint(name), list(Form), structure=structure_of(name))
+
+
 def sites_of(name: str) -> tuple[Site, ...]:
-    return find_sites(checkpoint(name), list(Form), example_inputs=images(name, 1)).sites
+    return found_in(name).sites
 
 
 def plan_for(case: Case) -> Plan:
@@ -101,8 +114,8 @@ def plan_for(case: Case) -> Plan:
 
     No two convolutional runs are alike, so all of them are planned, also those that do not pay.
     """
-    sites = [site for site in sites_of(case.model) if site.form is case.form]
-    are_alike = ROWS[case.model].size is None or not case.form.merges
+    sites = [site for site in sites_of(case.model) if site.form == case.form]
+    are_alike = ROWS[case.model].size is None or not isinstance(sites[0], Run)
     chosen = dict.fromkeys((sites[0], sites[-1])) if are_alike else sites
     return Plan(tuple(chosen), start=case.start, end_activation=case.end_activation)
 
@@ -110,7 +123,7 @@ def plan_for(case: Case) -> Plan:
 @functools.cache
 def gated_model(case: Case) -> nn.Module:
     model = copy.deepcopy(checkpoint(case.model))
-    gate_(model, plan_for(case), example_inputs=images(case.model, 1))
+    gate_(model, plan_for(case), structure=structure_of(case.model))
     return model
 
 
@@ -150,7 +163,7 @@ def assert_merged_is_closed(merged: nn.Module, closed: nn.Module, case: Case, to
     is_stock = isinstance(merged, PreTrainedModel) and not isinstance(merged, UPDPForImageClassification)
     plan, dtype = plan_for(case), next(closed.parameters()).dtype
     # A stock model has no place left where the block was.
-    places = [] if is_stock else [*plan.blocks, *(site.run[-1] for site in plan.sites)]
+    places = [] if is_stock else [*plan.blocks, *(site.slots[-1] for site in plan.sites)]
     for batch_size, size in ((3, None), (4, OTHER_SIZE)):
         inputs = {name: x.to(dtype) for name, x in images(case.model, batch_size, batch_size, size).items()}
         expected, found = (observe(model, inputs, dict.fromkeys(places)) for model in (closed, merged))
@@ -164,27 +177,27 @@ def assert_merged_is_closed(merged: nn.Module, closed: nn.Module, case: Case, to
 
 @pytest.mark.parametrize("row", TINY_MODELS, ids=str)
 def test_expected_sites_are_found(row: TinyModel):
-    sites = [site for site in sites_of(row.name) if site.pays]
-    assert {form: sum(site.form is form for site in sites) for form in Form} == {form: row.sites(form) for form in Form}
+    sites = [site for site in sites_of(row.name) if site.saves_compute]
+    assert {form: sum(site.form == form for site in sites) for form in Form} == {form: row.sites(form) for form in Form}
 
 
 @pytest.mark.parametrize("row", TINY_MODELS, ids=str)
 def test_every_block_has_a_site_or_a_reason(row: TinyModel):
-    found = find_sites(checkpoint(row.name), list(Form), example_inputs=images(row.name, 1))
-    blocks = {result.block for result in (*found.sites, *found.refused)}
+    found = found_in(row.name)
+    blocks = {result.block for result in (*found.sites, *found.unsupported)}
     for form in Form:
-        sites = {site.block for site in found.sites if site.form is form}
-        refused = {refusal.block for refusal in found.refused if refusal.form is form and refusal.reason}
-        assert sites | refused == blocks
-        assert not sites & refused
+        sites = {site.block for site in found.sites if site.form == form}
+        unsupported = {none.block for none in found.unsupported if none.form == form and none.reason}
+        assert sites | unsupported == blocks
+        assert not sites & unsupported
 
 
 @each([case for case in CASES if case.model in ("vit", "swin") or case in VARIED])
 def test_sites_are_found_again_in_a_gated_model(case: Case):
-    expected = [site for site in sites_of(case.model) if site.form is case.form]
+    expected = [site for site in sites_of(case.model) if site.form == case.form]
     found = find_sites(gated_model(case), [case.form], example_inputs=images(case.model, 1)).sites
     assert list(found) == expected
-    assert [(s.params_saved, s.macs_saved) for s in found] == [(s.params_saved, s.macs_saved) for s in expected]
+    assert [s.saving for s in found] == [s.saving for s in expected]
 
 
 @every_case
@@ -193,7 +206,7 @@ def test_plan_survives_json(case: Case):
     read = Plan.from_dict(json.loads(json.dumps(plan.to_dict())))
     assert read == plan
     assert read.digest() == plan.digest()
-    assert [site.macs_saved for site in read.sites] == [site.macs_saved for site in plan.sites]
+    assert [site.saving.macs for site in read.sites] == [site.saving.macs for site in plan.sites]
 
 
 # gate_
@@ -333,10 +346,11 @@ def test_merged_model_is_smaller_by_what_its_sites_save(case: Case):
     ends = [m for m in merged.modules() if isinstance(m, EndActivation)]
     assert len(ends) == (len(plan.blocks) if plan.end_activation else 0)
     params = count_parameters(checkpoint(case.model)) - count_parameters(merged)
-    assert params == sum(site.params_saved for site in plan.sites) - sum(count_parameters(m.end) for m in ends)
+    assert params == sum(site.saving.parameters for site in plan.sites) - sum(count_parameters(m.end) for m in ends)
     macs = count_macs(checkpoint(case.model), inputs) - count_macs(merged, inputs)
-    assert macs == sum(site.macs_saved for site in plan.sites)
-    assert all(site.params_saved > 0 for site in plan.sites if site.pays and ROWS[case.model].size is None)
+    assert macs == sum(site.saving.macs for site in plan.sites)
+    worthwhile = [site for site in plan.sites if site.saves_compute and ROWS[case.model].size is None]
+    assert all(site.saving.parameters > 0 for site in worthwhile)
 
 
 @every_case
@@ -352,7 +366,7 @@ PRETRAINED = [case for case in CASES if isinstance(checkpoint(case.model), PreTr
 @each(PRETRAINED)
 def test_saved_model_loads_with_identical_logits(case: Case, tmp_path):
     merged = merged_model(case)
-    is_stock = case.form is Form.BLOCK_DROP and case.model not in WITHOUT_CONFIG_FIELD
+    is_stock = case.form == Form.BLOCK_DROP and case.model not in WITHOUT_CONFIG_FIELD
     assert type(merged) is (type(checkpoint(case.model)) if is_stock else UPDPForImageClassification)
     assert_loads_identically(merged, tmp_path, images(case.model, 3))
 
@@ -390,12 +404,18 @@ CHAINED = (Form.MERGE, Form.MERGE_WHOLE_KERNELS)
 
 @functools.cache
 def every_run(form: Form) -> tuple[Site, ...]:
-    structure = Structure(checkpoint("chain"), trace(checkpoint("chain"), images("chain", 1)))
-    return tuple(site for site in find(structure, form, every=True) if isinstance(site, Site))
+    """Return a run for each way to merge a stretch of the chain, whether it saves compute or not."""
+    structure = structure_of("chain")
+    return tuple(
+        Run.of(structure, block, form, chain, stretch)
+        for block in structure.blocks()
+        for chain in chains_in(structure, block)
+        for stretch in stretches_of(structure, chain, crops=form == Form.MERGE)
+    )
 
 
 def test_runs_of_a_chain_have_up_to_three_maps_each_cropped_or_whole():
-    stretches = {(site.run, bool(site.cropped)) for form in CHAINED for site in every_run(form)}
+    stretches = {(site.slots, bool(site.cropped)) for form in CHAINED for site in every_run(form)}
     convs = {name for name, module in checkpoint("chain").named_modules() if isinstance(module, nn.Conv2d)}
     assert {len(convs & set(run)) for run, _ in stretches} == {2, 3}
     assert {is_cropped for _, is_cropped in stretches} == {True, False}
@@ -405,21 +425,21 @@ def test_runs_of_a_chain_have_up_to_three_maps_each_cropped_or_whole():
 def test_every_run_of_a_chain_can_be_planned_and_is_exact(form: Form):
     for site in every_run(form):
         model = copy.deepcopy(checkpoint("chain"))
-        gate_(model, Plan((site,)), example_inputs=images("chain", 1))
+        gate_(model, Plan((site,), start="inherit"), structure=structure_of("chain"))
         close_(model, 1e-9)
         for size in (SIZE, OTHER_SIZE):
             inputs = images("chain", 3, size=size)
-            expected, found = (observe(m, inputs, site.run[-1:]) for m in (checkpoint("chain"), model))
-            assert all(distance(expected[place], found[place]) <= 1e-8 for place in expected), site.run
+            expected, found = (observe(m, inputs, site.slots[-1:]) for m in (checkpoint("chain"), model))
+            assert all(distance(expected[place], found[place]) <= 1e-8 for place in expected), site.slots
         randomise_(model, seed=1)
         close_(model)
         merged = merge(model, example_inputs=images("chain", 2))
         for size in (SIZE, OTHER_SIZE):
             inputs = images("chain", 3, size=size)
-            expected, found = (observe(m, inputs, site.run[-1:]) for m in (model, merged))
-            assert all(distance(expected[place], found[place]) <= 1e-10 for place in expected), site.run
+            expected, found = (observe(m, inputs, site.slots[-1:]) for m in (model, merged))
+            assert all(distance(expected[place], found[place]) <= 1e-10 for place in expected), site.slots
         macs = count_macs(checkpoint("chain"), images("chain", 1)) - count_macs(merged, images("chain", 1))
-        assert macs == site.macs_saved
+        assert macs == site.saving.macs
 
 
 # other dtypes
@@ -467,7 +487,7 @@ def test_second_plan_on_a_gated_model_is_refused():
 
 
 def test_overlapping_sites_are_refused():
-    first = [next(s for s in sites_of("vit") if s.form is form) for form in (Form.MERGE, Form.BRANCH_FIT)]
+    first = [next(s for s in sites_of("vit") if s.form == form) for form in (Form.MERGE, Form.BRANCH_FIT)]
     with pytest.raises(PlanError, match="overlap"):
         Plan(tuple(first))
 
@@ -493,7 +513,7 @@ def test_what_looks_like_a_run_is_refused_with_the_reason(name: str):
     model = build().eval()
     found = find_sites(model, ["merge"], example_inputs=model_inputs(model, torch.randn(1, 3, *SIZE)))
     assert not found.sites
-    assert reason in found.refused[-1].reason
+    assert reason in found.unsupported[-1].reason
 
 
 def test_model_without_blocks_is_refused():

@@ -120,7 +120,9 @@ def test_no_more_is_left_than_the_budget_says(build, given):
         return count_macs(network, example_inputs_of(network)) if given == "macs" else count_parameters(network)
 
     saved = sum(
-        s.macs_saved if given == "macs" else s.params_saved for s in find_sites(model, ["merge"]).sites if s.pays
+        s.saving.macs if given == "macs" else s.saving.parameters
+        for s in find_sites(model, ["merge"]).sites
+        if s.saves_compute
     )
     left = 1 - 0.4 * saved / cost(model)
     pruned = prune(model, [RandomImages().images], Budget(**{given: left}), form="merge", selector="taylor")
@@ -138,7 +140,7 @@ def test_the_pruned_model_is_as_much_faster_as_the_budget_says(monkeypatch):
     monkeypatch.setattr("updp_hf.core.cost.measure_latency", by_parameters)
     monkeypatch.setattr("updp_hf.selection.choose.measure_latency", by_parameters)
     model = resnet()
-    saved = sum(site.params_saved for site in find_sites(model, ["merge"]).sites)
+    saved = sum(site.saving.parameters for site in find_sites(model, ["merge"]).sites)
     speed_up = count_parameters(model) / (count_parameters(model) - 0.5 * saved)
     budget = Budget(speed_up=speed_up)
     pruned = prune(model, [RandomImages().images], budget, form="merge", selector="last", batch_size=3)

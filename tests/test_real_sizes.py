@@ -20,7 +20,8 @@ from transformers import (
 )
 
 from updp_hf import Form, Plan, gate_, merge
-from updp_hf.model.layout_updp import get_slot, unwrap
+from updp_hf.model.layout_updp import get_slot
+from updp_hf.model.modules_updp import unwrap
 from updp_hf.surgery.find import require_sites
 from updp_hf.surgery.model_io import model_inputs
 
@@ -70,7 +71,7 @@ def test_merged_is_closed_at_real_size(row: RealModel):
     randomise_(model, seed=1)
     with torch.no_grad():  # else sums of so many linear branches grow
         for site in plan.sites:
-            for parameter in unwrap(get_slot(model, site.run[-1])).parameters():
+            for parameter in unwrap(get_slot(model, site.slots[-1])).parameters():
                 parameter *= 0.5
     close_(model)
     for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-4)):

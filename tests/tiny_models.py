@@ -140,20 +140,6 @@ def _conv(
     return nn.Conv2d(channels, out, size, **arguments), nn.BatchNorm2d(out), act()
 
 
-class SharedActivation(nn.Module):
-    """Three convolutions with one activation behind the first two, as torchvision's residual blocks have it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1, self.bn1, self.act = _conv(8, 8)
-        self.conv2, self.bn2, _ = _conv(8, 8)
-        self.conv3 = nn.Conv2d(8, 8, 1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.act(self.bn1(self.conv1(x)))
-        return self.conv3(self.act(self.bn2(self.conv2(x))))
-
-
 def _chain() -> Chain:
     """Strides, dilation, groups, a bias, kernels that are not square, and a pool that ends a run."""
     stem = (*_conv(3, 16, stride=2), *_conv(16, 4))
@@ -213,14 +199,6 @@ TINY_MODELS = (
     TinyModel("timm-eva02", _timm("eva02_tiny_patch14_224"), 0, 0, 3, 3, 3),
     # Convolutional nets, on images that are neither square nor even.
     TinyModel("chain", _chain, 2, merge_whole_kernels=1, size=SIZE),
-    TinyModel(
-        "shared-activation",
-        lambda: Residual(SharedActivation(), SharedActivation()),
-        2,
-        merge_whole_kernels=2,
-        block_drop=2,
-        size=SIZE,
-    ),
     TinyModel(
         "resnet",
         lambda: ResNetForImageClassification(ResNetConfig(**HF_CONV, layer_type="basic")),
@@ -451,7 +429,7 @@ def distance(expected: Tensor, found: Tensor) -> float:
 def pruned_once(model: nn.Module, form: Form = Form.MERGE, numbers: Iterable[int] = (1,), **plan: Any) -> nn.Module:
     """Return `model` merged with the sites `numbers` of `form` closed, its weights drawn anew."""
     sites = find_sites(model, [form]).sites
-    gate_(model, Plan(tuple(sites[i] for i in numbers), **plan))
+    gate_(model, Plan(tuple(sites[i] for i in numbers), **{"start": "inherit", **plan}))
     randomise_(model, seed=1)
     close_(model)
     return merge(model)

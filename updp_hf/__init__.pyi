@@ -2,9 +2,9 @@
 
 from .core.cost import LatencyTable as LatencyTable
 from .core.graph.roles import register_closable as register_closable
+from .core.kinds import Form as Form
 from .core.plan.budget import Budget as Budget
 from .core.plan.plan import Plan as Plan
-from .core.plan.site import Form as Form
 from .core.plan.site import Site as Site
 from .core.schedule import ramp as ramp
 from .errors import HubError as HubError
@@ -15,10 +15,10 @@ from .model.modeling_updp import UPDPForImageClassification as UPDPForImageClass
 from .prune import prune as prune
 from .reporting.report import Report as Report
 from .surgery.calibrate import calibrate_ as calibrate_
-from .surgery.calibrate import recalibrate_batch_norms_ as recalibrate_batch_norms_
-from .surgery.find import close_ as close_
+from .surgery.corrections import recalibrate_batch_norms_ as recalibrate_batch_norms_
 from .surgery.find import find_sites as find_sites
-from .surgery.find import gate_ as gate_
+from .surgery.gate import close_ as close_
+from .surgery.gate import gate_ as gate_
 from .surgery.merge import merge as merge
 from .training.arguments import UPDPTrainingArguments as UPDPTrainingArguments
 from .training.callback import UPDPCallback as UPDPCallback

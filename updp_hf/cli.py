@@ -17,7 +17,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Pr
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, logging
 
 from updp_hf.core.cost import measure_latency
-from updp_hf.core.plan.site import DEFAULT_FORM, Form
+from updp_hf.core.kinds import DEFAULT_FORM, Form
 from updp_hf.deployment.onnx import export_onnx
 from updp_hf.errors import UPDPError
 from updp_hf.hub.folder import save_merged
@@ -34,7 +34,7 @@ from updp_hf.reporting.report import (
     speed_ups,
 )
 from updp_hf.reporting.sites_table import few, sites_table
-from updp_hf.surgery.find import plan_of, without_gates
+from updp_hf.surgery.gate import plan_of, without_gates
 from updp_hf.surgery.merge import merge
 from updp_hf.surgery.model_io import example_inputs_of
 from updp_hf.training.checkpoints import gated_model_in
@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     sites.add_argument(
         "--form",
         action="append",
-        choices=[form.value for form in Form],
+        choices=list(map(str, Form)),
         help=f"what pruning leaves of a block, may be given several times (default: {DEFAULT_FORM})",
     )
     sites.add_argument(
@@ -143,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _sites(args: argparse.Namespace) -> None:
     _refuse_below_one("--batch_size", args.batch_size)
-    forms = [Form(form) for form in dict.fromkeys(args.form or [DEFAULT_FORM])]
+    forms = [str(form) for form in dict.fromkeys(args.form or [DEFAULT_FORM])]
     print(sites_table(_load(args.model), args.model, forms, args.batch_size if args.cost == "latency" else None))
 
 

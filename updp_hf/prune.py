@@ -8,14 +8,17 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from updp_hf.core.cost import LatencyTable
+from updp_hf.core.kinds import DEFAULT_FORM
 from updp_hf.core.plan.budget import Budget
 from updp_hf.core.plan.plan import Plan
-from updp_hf.core.plan.site import DEFAULT_FORM, Form, Site
+from updp_hf.core.plan.site import Site
 from updp_hf.selection.choose import demand_of, select
 from updp_hf.selection.scores import divergence, log_probabilities
 from updp_hf.selection.selectors import selector_by_name
-from updp_hf.surgery.calibrate import calibrate_, correct_head_, recalibrate_batch_norms_
-from updp_hf.surgery.find import gate_, require_sites, site_gates
+from updp_hf.surgery.calibrate import calibrate_
+from updp_hf.surgery.corrections import correct_head_, recalibrate_batch_norms_
+from updp_hf.surgery.find import require_sites
+from updp_hf.surgery.gate import gate_, site_gates
 from updp_hf.surgery.merge import merge
 from updp_hf.surgery.model_io import base_model_of, check_batches, model_inputs
 
@@ -32,7 +35,7 @@ def prune(
     calibration_batches: Iterable[Mapping[str, Any] | Tensor],
     budget: Budget,
     *,
-    form: Form | str = DEFAULT_FORM,
+    form: str = DEFAULT_FORM,
     selector: str = "greedy",
     batch_size: int = 1,
     seed: int = 0,

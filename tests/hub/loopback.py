@@ -82,7 +82,7 @@ class Answer(NamedTuple):
     status: int = 200
 
 
-class Refusal(Exception):  # noqa: N818 -- it is an answer, not an error
+class Unsupported(Exception):  # noqa: N818 -- it is an answer, not an error
     def __init__(self, status: int, message: str, code: str | None = None, **more: Any):
         super().__init__(message)
         headers = {"X-Error-Message": message, **({"X-Error-Code": code} if code else {})}
@@ -166,13 +166,13 @@ class LoopbackHub:
         with self._lock:
             try:
                 if request.token is not None and request.token not in TOKENS:
-                    raise Refusal(401, "Invalid credentials in Authorization header")
+                    raise Unsupported(401, "Invalid credentials in Authorization header")
                 for method, pattern, handle in _ROUTES:
                     if method == request.method and (match := re.fullmatch(pattern, request.path)):
                         found = handle(self, request, *map(unquote, match.groups()))
                         return found if isinstance(found, Answer) else Answer(json.dumps(found).encode(), {})
-                raise Refusal(404, "Not Found")
-            except Refusal as refusal:
+                raise Unsupported(404, "Not Found")
+            except Unsupported as refusal:
                 return refusal.answer
 
     def _may_act_as(self, request: Request, namespace: str) -> bool:
@@ -182,7 +182,7 @@ class LoopbackHub:
     def _readable(self, request: Request, repo_id: str) -> Repo:
         repo = self.repos.get(repo_id)
         if repo is None or (repo.private and not self._may_act_as(request, repo_id.partition("/")[0])):
-            raise Refusal(404 if request.token else 401, "Repository not found", "RepoNotFound")
+            raise Unsupported(404 if request.token else 401, "Repository not found", "RepoNotFound")
         return repo
 
     def _writable(self, request: Request, repo_id: str) -> Repo:
@@ -192,11 +192,11 @@ class LoopbackHub:
 
     def _require_rights(self, request: Request, namespace: str) -> None:
         if request.token is None:
-            raise Refusal(401, "Invalid username or password.")
+            raise Unsupported(401, "Invalid username or password.")
         if namespace not in MEMBERS and namespace not in TOKENS.values():
-            raise Refusal(404, "This organization does not exist")
+            raise Unsupported(404, "This organization does not exist")
         if request.token in READ_ONLY or not self._may_act_as(request, namespace):
-            raise Refusal(403, f'You don\'t have the rights to write under the namespace "{namespace}"')
+            raise Unsupported(403, f'You don\'t have the rights to write under the namespace "{namespace}"')
 
     def _commit(self, repo: Repo, revision: str) -> Commit:
         if revision in repo.branches:
@@ -204,11 +204,11 @@ class LoopbackHub:
         for commit in itertools.chain.from_iterable(repo.branches.values()):
             if commit.oid == revision:
                 return commit
-        raise Refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+        raise Unsupported(404, f"Invalid rev id: {revision}", "RevisionNotFound")
 
     def _whoami(self, request: Request) -> Any:
         if request.token is None:
-            raise Refusal(401, "Invalid username or password.")
+            raise Unsupported(401, "Invalid username or password.")
         user = TOKENS[request.token]
         orgs = [{"type": "org", "name": name} for name, members in MEMBERS.items() if user in members]
         role = "read" if request.token in READ_ONLY else "write"
@@ -221,7 +221,7 @@ class LoopbackHub:
         repo_id = f"{namespace}/{asked['name']}"
         place = {"url": f"{self.url}/{repo_id}", "name": repo_id, "id": repo_id}
         if repo_id in self.repos:
-            raise Refusal(409, "You already created this model repo", **place)
+            raise Unsupported(409, "You already created this model repo", **place)
         self.add(repo_id, {}, private=asked.get("visibility") == "private")
         self.repos[repo_id].branches["main"].pop()
         return place
@@ -229,7 +229,7 @@ class LoopbackHub:
     def _create_branch(self, request: Request, repo_id: str, name: str) -> Any:
         repo = self._writable(request, repo_id)
         if name in repo.branches:
-            raise Refusal(409, "Reference already exists")
+            raise Unsupported(409, "Reference already exists")
         start = self._commit(repo, request.json.get("startingPoint", "main"))
         branch = next(commits for commits in repo.branches.values() if start in commits)
         repo.branches[name] = branch[: branch.index(start) + 1]
@@ -264,13 +264,13 @@ class LoopbackHub:
 
     def _put_object(self, request: Request, oid: str) -> Any:
         if hashlib.sha256(request.body).hexdigest() != oid:
-            raise Refusal(400, "What was uploaded has another hash")
+            raise Unsupported(400, "What was uploaded has another hash")
         self.objects[oid] = request.body
         return {}
 
     def _verify_object(self, request: Request, oid: str) -> Any:
         if len(self.objects.get(oid, b"")) != request.json["size"]:
-            raise Refusal(400, "What was uploaded has another size")
+            raise Unsupported(400, "What was uploaded has another size")
         return {}
 
     def _post_commit(self, request: Request, repo_id: str, revision: str) -> Any:
@@ -278,7 +278,7 @@ class LoopbackHub:
         lines = [json.loads(line) for line in request.body.splitlines()]
         header, head = lines[0]["value"], self._commit(repo, revision)
         if header.get("parentCommit") not in (None, head.oid):
-            raise Refusal(412, "A commit has happened since. Please refresh and try again.")
+            raise Unsupported(412, "A commit has happened since. Please refresh and try again.")
         files = dict(head.files)
         for key, value in ((line["key"], line["value"]) for line in lines[1:]):
             if key == "file":
@@ -288,7 +288,7 @@ class LoopbackHub:
             elif key == "deletedFile" and value["path"] in files:
                 del files[value["path"]]
             else:
-                raise Refusal(400, f"There is no {value['path']} to commit")
+                raise Unsupported(400, f"There is no {value['path']} to commit")
         commit = self._new_commit(header["summary"], files)
         answer = {"commitUrl": f"{self.url}/{repo_id}/commit/{commit.oid}", "commitOid": commit.oid}
         if "create_pr" in request.query:
@@ -320,7 +320,7 @@ class LoopbackHub:
     def _resolve(self, request: Request, repo_id: str, revision: str, path: str) -> Answer:
         commit = self._commit(self._readable(request, repo_id), revision)
         if path not in commit.files:
-            raise Refusal(404, "Entry not found", "EntryNotFound", commit=commit.oid)
+            raise Unsupported(404, "Entry not found", "EntryNotFound", commit=commit.oid)
         content = commit.files[path]
         headers = {"X-Repo-Commit": commit.oid, "ETag": f'"{blob_oid(content, path)}"', "Accept-Ranges": "bytes"}
         if path.endswith(LFS_SUFFIXES):

@@ -8,23 +8,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from updp_hf.core.gates.gate import Blend
-from updp_hf.model.layout_updp import (
-    MAX_FEATURES,
-    MAX_KERNEL,
-    ChannelBatchNorm,
-    EndActivation,
-    Mark,
-    Skip,
-    UnlessMarked,
-    Zero,
-    apply_layout_,
-    batch_norm,
-    first_tensor,
-    get_slot,
-    layout_of,
-    let_marked_pass_,
-    set_slot,
-)
+from updp_hf.model.layout_updp import MAX_FEATURES, MAX_KERNEL, apply_layout_, get_slot, layout_of, set_slot
+from updp_hf.model.modules_updp import ChannelBatchNorm, EndActivation, Skip, Zero, batch_norm, first_tensor
 
 
 class Block(nn.Module):

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny_training import RandomImages, trainer, vit, weights
 
 import updp_hf.training.trainer
-from updp_hf.surgery.find import plan_of
+from updp_hf.surgery.gate import plan_of
 
 RUNS = {
     "batch-norm": {},

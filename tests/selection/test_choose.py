@@ -69,7 +69,7 @@ def test_what_the_sites_save_is_what_merging_them_saves(candidates, name):
 def test_the_merged_model_keeps_to_the_budget(candidates, name, given):
     model, sites = candidates[name]
     total = cost_of(model, given)
-    possible = 1 - sum(s.macs_saved if given == "macs" else s.params_saved for s in sites) / total
+    possible = 1 - sum(s.saving.macs if given == "macs" else s.saving.parameters for s in sites) / total
     budget = Budget(**{given: 0.6 * possible + 0.4})
     kept, demand = demand_of(model, sites, budget)
     assert demand.required == pytest.approx(total * (0.6 - 0.6 * possible))
@@ -112,7 +112,7 @@ def test_merging_may_save_macs_and_cost_parameters():
     model = tiny_model("regnety")
     model.config.image_size = 32
     sites = require_sites(model, "merge")
-    assert max(site.params_saved for site in sites) <= 0
+    assert max(site.saving.parameters for site in sites) <= 0
     assert demand_of(model, sites, Budget(macs=0.99))[0] == sites
     with pytest.raises(PlanError, match=r"^The budget is 99% of the parameters, but .* 100\.0%"):
         demand_of(model, sites, Budget(parameters=0.99))
@@ -324,7 +324,7 @@ def test_the_model_and_its_merged_copy_are_measured(candidates, by_parameters, n
     model, sites = candidates[name]
     before, after = measure_merged(model, sites[:2], batch_size=5)
     assert before == count_parameters(model)
-    assert after == before - sum(site.params_saved for site in sites[:2])
+    assert after == before - sum(site.saving.parameters for site in sites[:2])
     (models, (inputs,), modes) = by_parameters[0]
     assert models["before"] is model
     assert next(iter(inputs.values())).shape == (5, 3, 16, 16)
@@ -358,7 +358,7 @@ def test_values_that_grow_from_block_to_block_are_measured_all_the_same(by_param
 def test_a_budget_of_latency_is_selected_for_end_to_end(candidates, by_parameters):
     model, sites = candidates["resnet"]
     total = count_parameters(model)
-    speed_up = total / (total - 0.4 * sum(site.params_saved for site in sites))
+    speed_up = total / (total - 0.4 * sum(site.saving.parameters for site in sites))
     kept, demand = demand_of(model, sites, Budget(speed_up=speed_up))
     chosen = select(model, kept, demand, last, speed_up=speed_up)
     assert total / count_parameters(merged_with(model, chosen)) >= speed_up

@@ -11,7 +11,7 @@ from tiny_training import RandomImages, vit
 from torch import nn
 
 from updp_hf import Plan, Site, calibrate_, close_, gate_, merge
-from updp_hf.core.plan.site import Form
+from updp_hf.core.kinds import Form
 from updp_hf.errors import PlanError
 from updp_hf.selection.pareto import Front, Point, fitted_fitness, front_of
 from updp_hf.selection.scores import closeness

@@ -23,7 +23,7 @@ from updp_hf.selection.scores import (
     log_probabilities,
     spread,
 )
-from updp_hf.surgery.find import close_only_, plan_of, site_gates
+from updp_hf.surgery.gate import close_only_, plan_of, site_gates
 from updp_hf.surgery.model_io import logits_of
 
 
@@ -46,7 +46,7 @@ def images_in(batches):
 
 def gated(name, **plan):
     model = tiny_model(name)
-    gate_(model, Plan(tuple(site for site in find_sites(model, ["merge"]).sites if site.pays), **plan))
+    gate_(model, Plan(tuple(site for site in find_sites(model, ["merge"]).sites if site.saves_compute), **plan))
     calibrate_(model, images_in(batches_for(model)))
     return model
 

@@ -152,7 +152,7 @@ def importances_by_hand(model, sites, batches, labels):
         sum(
             float((parameter.detach() * parameter.grad).abs().sum())
             for name, parameter in network.named_parameters()
-            if name.startswith(tuple(f"{slot}." for slot in site.run))
+            if name.startswith(tuple(f"{slot}." for slot in site.slots))
         )
         for site in sites
     ]
@@ -463,7 +463,7 @@ def test_every_selector_meets_demands_on_macs_and_parameters(candidates, model, 
     network, found = candidates[model]
     selector = selector_by_name(name, network, found, [RandomImages(8).images])
     for given in ("macs", "parameters"):
-        saved = sum(site.macs_saved if given == "macs" else site.params_saved for site in found)
+        saved = sum(site.saving.macs if given == "macs" else site.saving.parameters for site in found)
         total = costs_of(network)[given]
         sites, demand = demand_of(network, found, Budget(**{given: 1 - 0.25 * saved / total}))
         assert sites == found

@@ -8,12 +8,13 @@ from tiny_models import close_, randomise_, tiny_model
 from torch import nn
 
 from updp_hf import Form, Plan, calibrate_, find_sites, gate_
-from updp_hf.core.gates.gate import Blend, Landing, gates
+from updp_hf.core.gates.detour import Landing
+from updp_hf.core.gates.gate import Blend, gates
 from updp_hf.errors import PlanError
-from updp_hf.model.layout_updp import ChannelBatchNorm, EndActivation
+from updp_hf.model.modules_updp import ChannelBatchNorm, EndActivation
 from updp_hf.surgery import calibrate as calibration
-from updp_hf.surgery.calibrate import recalibrate_batch_norms_
-from updp_hf.surgery.find import plan_of, site_gates
+from updp_hf.surgery.corrections import recalibrate_batch_norms_
+from updp_hf.surgery.gate import plan_of, site_gates
 from updp_hf.surgery.model_io import example_inputs_of, logits_of
 
 

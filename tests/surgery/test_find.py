@@ -8,7 +8,8 @@ from torch import nn
 from updp_hf import Form, Plan, close_, find_sites, gate_
 from updp_hf.core.gates.gate import gates
 from updp_hf.errors import PlanError
-from updp_hf.surgery.find import blocks_of, require_sites, set_lambdas_, site_gates
+from updp_hf.surgery.find import blocks_of, require_sites
+from updp_hf.surgery.gate import set_lambdas_, site_gates
 
 C = 8
 
@@ -70,7 +71,7 @@ def test_what_returns_more_than_tensors_cannot_be_dropped():
         block.attention = nn.Sequential(Sized())
     found = find_sites(nn.Sequential(*blocks), [Form.ATTENTION_DROP], example_inputs={"input": torch.randn(1, 3, C)})
     assert not found.sites
-    assert "returns more than one tensor" in found.refused[0].reason
+    assert "returns more than one tensor" in found.unsupported[0].reason
 
 
 def test_an_entry_of_a_list_that_repeats_nothing_is_no_block():
@@ -125,13 +126,13 @@ def test_a_module_whose_weight_others_read_is_refused():
         block.reader = Reader(block.mlp.fc1)
     found = find_sites(nn.Sequential(*blocks), ["merge"], example_inputs={"input": torch.randn(1, 3, C)})
     assert not found.sites
-    assert "'0.mlp.fc1' has its parameters read by '0.reader'" in found.refused[0].reason
+    assert "'0.mlp.fc1' has its parameters read by '0.reader'" in found.unsupported[0].reason
 
 
 def test_a_module_whose_weight_its_block_reads_is_refused():
     found = sites(lambda block, x: block.mlp(x) + nn.functional.linear(x, block.mlp.fc1.weight[:C]), Form.MERGE)
     assert not found.sites
-    assert "'0.mlp.fc1' has its parameters read by '0'" in found.refused[0].reason
+    assert "'0.mlp.fc1' has its parameters read by '0'" in found.unsupported[0].reason
 
 
 def test_what_runs_between_the_calls_of_a_run_does_not_end_it():
@@ -169,7 +170,7 @@ X = {"input": torch.randn(1, 3, C)}
 
 def test_what_does_not_pay_is_found_but_not_required():
     model = nn.Sequential(Widths(2 * C), Widths(C // 4), Widths(C // 2))
-    assert [site.pays for site in find_sites(model, ["merge"], example_inputs=X).sites] == [True, False, False]
+    assert [site.saves_compute for site in find_sites(model, ["merge"], example_inputs=X).sites] == [True, False, False]
     assert [site.block for site in require_sites(model, "merge", X)] == ["0"]
     with pytest.raises(PlanError, match=r"no site of the form 'merge' that pays. 0: closing it would .*96.* MACs"):
         require_sites(nn.Sequential(Widths(C // 4), Widths(C // 4)), Form.MERGE, X)
@@ -187,7 +188,7 @@ def test_lambdas_are_set_by_path_and_all_closed_at_once():
     sites = find_sites(model, ["merge"], example_inputs=X).sites
     gate_(model, Plan(sites, start="fit"), example_inputs=X)
     paths = [path for path, _ in gates(model)]
-    assert [len(site_gates(model, site)) for site in sites] == [len(site.run) for site in sites]
+    assert [len(site_gates(model, site)) for site in sites] == [len(site.slots) for site in sites]
     set_lambdas_(model, {path: i / 100 for i, path in enumerate(paths)})
     assert [float(gate.lam) for _, gate in gates(model)] == pytest.approx([i / 100 for i in range(len(paths))])
     close_(model)

@@ -7,7 +7,7 @@ from transformers import TrainerCallback
 
 from updp_hf import Plan, find_sites, gate_
 from updp_hf.core.gates.gate import gates
-from updp_hf.surgery.find import set_lambdas_
+from updp_hf.surgery.gate import set_lambdas_
 from updp_hf.training.averaging import WeightAverage
 
 DECAY = 0.75

@@ -22,7 +22,7 @@ from tiny_training import (
 from updp_hf import Form, Plan, calibrate_, find_sites, gate_, merge
 from updp_hf.core.gates.gate import gates
 from updp_hf.errors import PlanError
-from updp_hf.surgery.find import plan_of
+from updp_hf.surgery.gate import plan_of
 from updp_hf.training import checkpoints
 from updp_hf.training.checkpoints import (
     AVERAGE_NAME,

@@ -14,7 +14,7 @@ from updp_hf import Plan, Report, UPDPTrainer, find_sites
 from updp_hf.core.cost import count_macs, count_parameters
 from updp_hf.errors import PlanError
 from updp_hf.selection.scores import ScoreHistory
-from updp_hf.surgery.find import plan_of
+from updp_hf.surgery.gate import plan_of
 from updp_hf.surgery.model_io import example_inputs_of
 from updp_hf.training.supernet import SupernetTrainer
 
@@ -52,7 +52,7 @@ SUPERNET_TAKES_LONG = pytest.param("supernet", marks=pytest.mark.slow)
 def test_budgets_of_cost_are_kept(tmp_path, selector, name, build):
     model = build()
     before, sites = cost(model, name), find_sites(model, ["merge"]).sites
-    useful = [s for site in sites if (s := site.macs_saved if name == "macs" else site.params_saved) > 0]
+    useful = [s for site in sites if (s := site.saving.macs if name == "macs" else site.saving.parameters) > 0]
     left = 1 - 0.5 * sum(useful) / before
     run = trainer(tmp_path, model, selector=selector, max_steps=2, **NO_BLOCKS, **{f"target_{name}": left})
     run.train()

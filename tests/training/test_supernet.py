@@ -28,7 +28,7 @@ from updp_hf import Plan, SupernetTrainer, calibrate_, find_sites, gate_
 from updp_hf.core.gates.gate import gates
 from updp_hf.core.schedule import sandwich
 from updp_hf.errors import PlanError
-from updp_hf.surgery.find import close_only_
+from updp_hf.surgery.gate import close_only_
 from updp_hf.training.arguments import SUPERNET
 from updp_hf.training.checkpoints import save_checkpoint
 from updp_hf.training.gated_trainer import GatedTrainer
@@ -54,7 +54,7 @@ def straight(tmp_path_factory):
 
 @cache
 def plan_for(build, form="merge", **plan):
-    return Plan(tuple(site for site in find_sites(build(), [form]).sites if site.pays), **plan)
+    return Plan(tuple(site for site in find_sites(build(), [form]).sites if site.saves_compute), **plan)
 
 
 @cache

@@ -54,7 +54,7 @@ from updp_hf import (
 from updp_hf.core.cost import count_parameters
 from updp_hf.core.gates.gate import gates
 from updp_hf.errors import MergeError, PlanError
-from updp_hf.surgery.find import plan_of
+from updp_hf.surgery.gate import plan_of
 from updp_hf.surgery.model_io import example_inputs_of, logits_of
 from updp_hf.training.losses import label_loss
 
@@ -76,7 +76,10 @@ def names(folder: Path) -> set[str]:
 def test_train_ends_closed_and_saves_the_merged_model(tmp_path, build):
     run = trainer(tmp_path, build())
     run.train()
-    assert plan_of(run.model).blocks == [site.block for site in find_sites(build(), ["merge"]).sites if site.pays][-2:]
+    assert (
+        plan_of(run.model).blocks
+        == [site.block for site in find_sites(build(), ["merge"]).sites if site.saves_compute][-2:]
+    )
     assert {float(gate.lam) for _, gate in gates(run.model)} == {1.0}
 
     run.save_model()

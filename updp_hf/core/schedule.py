@@ -1,19 +1,17 @@
-"""How far each gate is closed at each step: functions of the step, so that resumed runs and all ranks agree."""
+"""How far the gates are closed at each step: functions of the step, so that resumed runs and all processes agree."""
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Literal
 
 from updp_hf.core.plan.budget import Choice
 from updp_hf.errors import UPDPError
 
-__all__ = ["RAMP_END", "Policy", "Schedule", "anneal", "ramp", "sandwich"]
+__all__ = ["RAMP_END", "Schedule", "ramp", "sandwich"]
 
 Schedule = Callable[[float], float]
 """From progress in [0, 1], the fraction of all optimizer steps that are done, to λ in [0, 1]."""
-Policy = Callable[[int, int], Mapping[str, float]]
-"""From `(step, total_steps)` to λ by the path of each gate."""
 RAMP_END = 0.1
 """Where a ramp ends by default, as a fraction of training; `recipes/benchmark_accuracy.py` compares it with others."""
 
@@ -50,17 +48,8 @@ def ramp(
     return schedule
 
 
-def anneal(gates: Sequence[str], schedule: Schedule) -> Policy:
-    """Return the policy of progressive training (UPDP, step 3): every gate, named by its path, follows `schedule`."""
-
-    def policy(step: int, total_steps: int) -> Mapping[str, float]:
-        return dict.fromkeys(gates, schedule(min(step / max(total_steps, 1), 1.0)))
-
-    return policy
-
-
 def sandwich(num_sites: int, *, num_random: int = 2, seed: int = 0) -> Callable[[int], list[Choice]]:
-    """Return the policy of supernet training (UPDP, step 1): from the step to the sites closed in each of its settings.
+    """Return the settings of supernet training (UPDP, step 1): from the step to the sites closed in each setting.
 
     The sandwich rule (Yu & Huang, arXiv 1903.05134): nothing closed, everything closed, and `num_random` choices in
     between, whose number of sites is uniform. They are drawn from `(seed, step)` alone. How UPDP draws is not known.

@@ -8,32 +8,21 @@ import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-__all__ = [
-    "EPS",
-    "ChannelBatchNorm",
-    "EndActivation",
-    "Mark",
-    "Skip",
-    "UPDPError",
-    "UnlessMarked",
-    "Zero",
-    "apply_layout_",
-    "batch_norm",
-    "first_tensor",
-    "get_slot",
-    "layout_of",
-    "let_marked_pass_",
-    "marked",
-    "set_slot",
-    "short",
-]
+from .modules_updp import (
+    END_ACTIVATIONS,
+    EndActivation,
+    LetPass,
+    PassNext,
+    Skip,
+    Zero,
+    batch_norm_and_activation,
+    unwrap,
+)
 
-END_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
-EPS = 1e-5
-"""Of BatchNorms that are put in where the checkpoint has no norm."""
+__all__ = ["MAX_FEATURES", "UPDPError", "apply_layout_", "get_slot", "layout_of", "set_slot", "short"]
+
 
 MAX_FEATURES = 2**16
 """Largest channel count that a layout may ask for; larger ones are taken for a damaged or hostile file."""
@@ -50,134 +39,6 @@ _repr = reprlib.Repr()
 _repr.maxstring, _repr.maxdict = 200, 10
 short = _repr.repr
 """What an error shows of a value that a stranger wrote: never more than a few lines of it."""
-
-
-def first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    """Return the first tensor among the arguments of a call, which is the activation by every stock convention."""
-    return next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-
-
-def with_outputs(value: Tensor, outputs: int) -> Tensor | tuple[Tensor | None, ...]:
-    """Shape `value` like the return value of the replaced module: bare for 0 outputs, else a tuple padded with None."""
-    return value if outputs == 0 else (value, *[None] * (outputs - 1))
-
-
-class Zero(nn.Module):
-    """Return zeros shaped like the input: a branch that was dropped, its addition left as the stock forward has it."""
-
-    def __init__(self, outputs: int = 0):
-        super().__init__()
-        self.outputs = outputs
-
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor | None, ...]:
-        return with_outputs(torch.zeros_like(first_tensor(args, kwargs)), self.outputs)
-
-
-class Skip(nn.Module):
-    """Return the input: a block that was dropped."""
-
-    def __init__(self, outputs: int = 0):
-        super().__init__()
-        self.outputs = outputs
-
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor | None, ...]:
-        return with_outputs(first_tensor(args, kwargs), self.outputs)
-
-
-class ChannelBatchNorm(nn.Module):
-    """BatchNorm over the last axis, for tokens of shape `(batch, ..., channels)`.
-
-    `nn.BatchNorm1d` on tokens normalises axis 1, silently so when there are as many tokens as channels.
-    """
-
-    def __init__(self, channels: int, eps: float = 1e-5):
-        super().__init__()
-        self.norm = nn.BatchNorm1d(channels, eps=eps)
-
-    def forward(self, x: Tensor) -> Tensor:
-        normalised: Tensor = self.norm(x.reshape(-1, x.shape[-1]))
-        return normalised.view(x.shape)
-
-
-class EndActivation(nn.Module):
-    """A block followed by BatchNorm and an activation, as UPDP (arXiv 2401.06426) puts at the end of a pruned block."""
-
-    stock_child = "block"
-
-    def __init__(self, block: nn.Module, end: nn.Module):
-        super().__init__()
-        self.block = block
-        self.end = end.train(block.training)
-        self.training = block.training  # what is frozen inside `block` keeps its own mode
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        output = self.block(*args, **kwargs)
-        if isinstance(output, Tensor):
-            return self.end(output)
-        return (self.end(output[0]), *output[1:])
-
-
-class Mark(nn.Module):
-    """Return the input, marked: the activation that comes next, an `UnlessMarked`, lets it pass.
-
-    A block may call one activation several times, of which one is pruned. The mark travels with the value, so that the
-    activation needs no memory of its calls, and calls of several threads do not meet.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        return marked(x, self)
-
-
-class UnlessMarked(nn.Module):
-    """An activation that lets through what `Mark` has marked."""
-
-    stock_child = "activation"
-
-    def __init__(self, activation: nn.Module):
-        super().__init__()
-        self.activation = activation
-        self.training = activation.training
-
-    def forward(self, x: Tensor) -> Tensor:
-        mark = getattr(x, "_updp_mark", None)
-        if mark is None:
-            activated: Tensor = self.activation(x)
-            return activated
-        marked(x, None)  # `x` may be changed in place and come again
-        return x if isinstance(mark, Mark) else mark.blend(self.activation, x)
-
-
-def marked(x: Tensor, mark: nn.Module | None) -> Tensor:
-    """Mark `x` itself, or take the mark away."""
-    x._updp_mark = mark  # type: ignore[attr-defined]
-    return x
-
-
-def batch_norm(channels: int, eps: float, channel_axis: int) -> nn.BatchNorm2d | ChannelBatchNorm:
-    """Build a BatchNorm for `(batch, channels, height, width)` if `channel_axis` is 1, else over the last axis."""
-    return nn.BatchNorm2d(channels, eps) if channel_axis == 1 else ChannelBatchNorm(channels, eps)
-
-
-def batch_norm_and_activation(channels: int, eps: float, channel_axis: int, activation: str) -> nn.Sequential:
-    """Build what `EndActivation` puts behind a block."""
-    return nn.Sequential(batch_norm(channels, eps, channel_axis), END_ACTIVATIONS[activation]())
-
-
-def let_marked_pass_(model: nn.Module, path: str) -> None:
-    """Wrap the activation in the slot `path` into an `UnlessMarked`, if it is not yet."""
-    activation = get_slot(model, path)
-    if not isinstance(activation, UnlessMarked):
-        for part in activation.modules():
-            if getattr(part, "inplace", False):
-                part.inplace = False  # type: ignore[assignment]  # what is marked has to stay as it is
-        set_slot(model, path, UnlessMarked(activation))
-
-
-def unwrap(module: nn.Module) -> nn.Module:
-    """Look through the modules of ours that wrap a stock module in its slot: they name it as `stock_child`."""
-    while (name := getattr(module, "stock_child", None)) is not None:
-        module = getattr(module, name)
-    return module
 
 
 def get_slot(model: nn.Module, path: str) -> nn.Module:
@@ -227,7 +88,7 @@ def apply_layout_(model: nn.Module, layout: Mapping[str, Mapping[str, Any]]) -> 
     wrapped = [path for path, spec in layout.items() if spec["kind"] == "end"]
     for path, spec in layout.items():
         if spec["kind"] == "unless_marked":
-            let_marked_pass_(model, path)
+            set_slot(model, path, LetPass(get_slot(model, path)))
         elif spec["kind"] != "end":
             set_slot(model, path, _build(spec))
     for path in wrapped:
@@ -252,22 +113,35 @@ def _build(spec: Mapping[str, Any]) -> nn.Module:
         case "skip":
             return Skip(spec["outputs"])
         case "mark":
-            return Mark()
+            return PassNext()
         case _:
             return nn.Identity()
 
 
-def layout_of(module: nn.Linear | nn.Conv2d) -> dict[str, Any]:
-    """Return what a layout says of a slot that holds `module`."""
-    kind = type(module).__name__.lower()
-    fields = {name: getattr(module, name) for name in _FIELDS[kind] if name != "bias"}
+def layout_of(module: nn.Module) -> dict[str, Any]:
+    """Return what a layout says of a slot that holds `module`.
+
+    Raises:
+        UPDPError: there is no kind for modules of its type.
+    """
+    kind = _KINDS.get(type(module))
+    if kind is None:
+        raise UPDPError(f"A layout has no kind for {type(module).__name__}, expected one of {sorted(_FIELDS)}.")
+    fields = {name: getattr(module, name) for name in _FIELDS[kind]}
     fields = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
-    return {"kind": kind, **fields, "bias": module.bias is not None}
+    return {"kind": kind, **fields, **({"bias": module.bias is not None} if "bias" in fields else {})}
 
 
+_KINDS: dict[type[nn.Module], str] = {
+    nn.Identity: "identity",
+    nn.Linear: "linear",
+    nn.Conv2d: "conv2d",
+    Zero: "zero",
+    Skip: "skip",
+}
 _FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {
     "identity": {},
-    "mark": {},
+    "mark": {},  # of release 0.1, as the next one
     "unless_marked": {},
     "linear": {
         "in_features": lambda n: _is_count(n, MAX_FEATURES),

@@ -12,7 +12,7 @@ import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 from transformers.utils import logging
 
-from updp_hf.core.plan.site import Form
+from updp_hf.core.kinds import kind_of_form
 from updp_hf.model.modeling_updp import UPDPForImageClassification
 from updp_hf.reporting.plots import Fate, fates_of, plot_before_after, plot_blocks, plot_schedule
 from updp_hf.reporting.provenance import is_hub_id
@@ -31,14 +31,6 @@ GENERATED = (
 _STOCK_MARK = "generated automatically according to the information the Trainer had access to"
 NOT_MEASURED = "not measured"
 _TAGS = ("pruned", "depth-pruning", "updp")
-_LEFT = {
-    Form.MERGE: "one map",
-    Form.MERGE_KEEP_NORM: "the norm and one map",
-    Form.MERGE_WHOLE_KERNELS: "one map with whole kernels",
-    Form.BRANCH_FIT: "one fitted Linear",
-    Form.ATTENTION_DROP: "no attention",
-    Form.BLOCK_DROP: "nothing",
-}
 
 
 def render_card(report: Report, repo_id: str, pictures: Collection[str] = tuple(PICTURES)) -> str:
@@ -188,7 +180,7 @@ def _sites(report: Report) -> str:
         {
             "block": f"`{site['block']}`",
             "closed": ", ".join(f"`{_inside(slot, site['block'])}`" for slot in _closed(site)) or "all of it",
-            "left": _LEFT[Form(site["form"])],
+            "left": kind_of_form(site["form"]).forms[site["form"]],
             "MACs saved": f"{site['macs_saved'] / report.before.macs:.1%}",
             "parameters saved": f"{site['params_saved'] / report.before.parameters:.1%}",
         }

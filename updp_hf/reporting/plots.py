@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from updp_hf.core.plan.site import Form
+from updp_hf.core.kinds import kind_of_form
 from updp_hf.core.schedule import ramp
 from updp_hf.reporting.report import Report, numbers
 
@@ -48,10 +48,9 @@ def fates_of(report: Report) -> dict[str, Fate]:
     A block of which some part was merged counts as merged.
     """
     fates = dict.fromkeys(report.blocks, Fate.KEPT)
-    fate_of_form = {Form.BLOCK_DROP: Fate.DROPPED, Form.ATTENTION_DROP: Fate.WITHOUT_ATTENTION}
     for site in report.plan.get("sites", []):
         if fates.get(site["block"]) is not Fate.MERGED:
-            fates[site["block"]] = fate_of_form.get(Form(site["form"]), Fate.MERGED)
+            fates[site["block"]] = Fate(kind_of_form(site["form"]).outcome)
     return fates
 
 

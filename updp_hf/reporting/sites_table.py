@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from transformers import PreTrainedModel
 
 from updp_hf.core.cost import LatencyTable
-from updp_hf.core.plan.site import Form, Refusal, Site
+from updp_hf.core.plan.site import Site, Unsupported
 from updp_hf.errors import ExportError, UPDPError
 from updp_hf.reporting.report import Cost, measure_costs, side_by_side
 from updp_hf.surgery.find import find_sites
@@ -13,7 +13,7 @@ from updp_hf.surgery.find import find_sites
 __all__ = ["few", "sites_table"]
 
 
-def sites_table(model: PreTrainedModel, name: str, forms: Sequence[Form], batch_size: int | None) -> str:
+def sites_table(model: PreTrainedModel, name: str, forms: Sequence[str], batch_size: int | None) -> str:
     """Return tables of what `model` costs, of its sites, and the blocks that have none.
 
     Args:
@@ -50,13 +50,13 @@ def _table(sites: Sequence[Site], cost: Cost) -> str:
     """Return a row for each site in order of execution, and one for all sites of a form that pay."""
     rows = {}
     for index, site in enumerate(sites):
-        closed = [*site.norms, *site.activations, *site.shared] or site.run
+        closed = site.closed or site.slots
         slots = ", ".join(slot.removeprefix(site.block).removeprefix(".") for slot in closed)
         names = {"block": site.block, "closes": slots or "all of it", "form": str(site.form)}
-        rows[str(index)] = {**names, **_saved([site], cost), "pays": "yes" if site.pays else "no"}
+        rows[str(index)] = {**names, **_saved([site], cost), "pays": "yes" if site.saves_compute else "no"}
     for form in dict.fromkeys(site.form for site in sites):
-        alike = [site for site in sites if site.form is form]
-        paying = [site for site in alike if site.pays]
+        alike = [site for site in sites if site.form == form]
+        paying = [site for site in alike if site.saves_compute]
         names = {"block": f"{len(paying)} of {len(alike)} sites pay", "closes": "", "form": ""}
         rows[str(form)] = {**names, **_saved(paying, cost), "pays": ""}
     return side_by_side({fact: {row: facts[fact] for row, facts in rows.items()} for fact in rows["0"]})
@@ -64,11 +64,11 @@ def _table(sites: Sequence[Site], cost: Cost) -> str:
 
 def _saved(sites: Sequence[Site], cost: Cost) -> dict[str, str]:
     """Return what closing `sites` saves, and which share of the model's that is."""
-    macs, parameters = sum(site.macs_saved for site in sites), sum(site.params_saved for site in sites)
+    macs, parameters = sum(site.saving.macs for site in sites), sum(site.saving.parameters for site in sites)
     latency = "not measured"
-    if cost.latency and all(site.seconds_saved is not None for site in sites):
+    if cost.latency and all(site.saving.seconds is not None for site in sites):
         (total,) = cost.latency.values()
-        seconds = sum(site.seconds_saved or 0.0 for site in sites)
+        seconds = sum(site.saving.seconds or 0.0 for site in sites)
         latency = f"{seconds * 1e3:z.2f} ms ({seconds / total:z.1%})"
     return {
         "MACs saved": f"{macs / 1e6:z.1f} M ({macs / cost.macs:z.1%})",
@@ -77,9 +77,9 @@ def _saved(sites: Sequence[Site], cost: Cost) -> dict[str, str]:
     }
 
 
-def _reasons(refused: Iterable[Refusal]) -> str:
+def _reasons(refused: Iterable[Unsupported]) -> str:
     """Return a list of why blocks have no site, those with the same reason together."""
-    blocks: dict[tuple[Form, str], list[str]] = {}
+    blocks: dict[tuple[str, str], list[str]] = {}
     for refusal in refused:
         reason = refusal.reason.replace(f"'{refusal.block}.", "'").replace(f"'{refusal.block}'", "the block")
         blocks.setdefault((refusal.form, reason), []).append(refusal.block)

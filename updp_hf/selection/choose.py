@@ -18,7 +18,7 @@ from updp_hf.errors import PlanError
 from updp_hf.selection.scores import agreed
 from updp_hf.selection.selectors import Selector
 from updp_hf.surgery.calibrate import calibrated_copy
-from updp_hf.surgery.find import close_
+from updp_hf.surgery.gate import close_
 from updp_hf.surgery.merge import merge
 from updp_hf.surgery.model_io import example_inputs_of
 
@@ -98,17 +98,17 @@ def demand_of(
         possible = f"the model has {len(sites)} sites"
     elif budget.speed_up is not None:
         before, after = measure_merged(model, sites, batch_size)
-        shares = [float(s.macs_saved if s.seconds_saved is None else s.seconds_saved) for s in sites]
+        shares = [s.saving.compute for s in sites]
         savings = [max(before - after, 0.0) * share / sum(shares) for share in shares]
         required = before * (1 - 1 / budget.speed_up)
         best = math.floor(100 * before / after) / 100  # rounded so that it can be asked for, as below
         possible = f"closing all {len(sites)} sites makes the model {best:.2f}× as fast"
     else:
         if budget.macs is not None:
-            savings, total = [float(s.macs_saved) for s in sites], count_macs(model, example_inputs_of(model))
+            savings, total = [float(s.saving.macs) for s in sites], count_macs(model, example_inputs_of(model))
         else:
             ends = 0 if end_activation is None else 2  # weight and bias of the BatchNorm that is put behind a block
-            savings = [float(s.params_saved - ends * s.channels) for s in sites]
+            savings = [float(s.saving.parameters - ends * s.channels) for s in sites]
             total = count_parameters(model)
         required = total * (1 - (budget.macs or budget.parameters or 0.0))
         useful = [saving for saving in savings if saving > 0]

@@ -18,8 +18,8 @@ from updp_hf.core.gates.contexts import evaluation
 from updp_hf.core.plan.budget import Choice
 from updp_hf.core.search import Fitness
 from updp_hf.errors import UPDPError
-from updp_hf.surgery.calibrate import recalibrate_batch_norms_
-from updp_hf.surgery.find import close_only_
+from updp_hf.surgery.corrections import recalibrate_batch_norms_
+from updp_hf.surgery.gate import close_only_
 from updp_hf.surgery.model_io import check_batches, logits_of, model_inputs
 
 __all__ = [

@@ -20,7 +20,7 @@ from updp_hf.errors import UPDPError
 from updp_hf.model.layout_updp import get_slot
 from updp_hf.selection.scores import closeness, spread
 from updp_hf.surgery.calibrate import calibrate_, calibrated_copy
-from updp_hf.surgery.find import close_only_, gate_
+from updp_hf.surgery.gate import close_only_, insert_gates_
 from updp_hf.surgery.model_io import check_batches, logits_of, model_inputs
 
 __all__ = [
@@ -120,7 +120,7 @@ def taylor_importances(
             count += len(logits)
     found = []
     for site in sites:
-        parameters = dict.fromkeys(p for slot in site.run for p in get_slot(network, slot).parameters())
+        parameters = dict.fromkeys(p for slot in site.slots for p in get_slot(network, slot).parameters())
         products = [(p.detach() * p.grad).abs().sum() for p in parameters if p.grad is not None]
         found.append(float(sum(products, torch.zeros(()))) / count)
     return found
@@ -165,7 +165,7 @@ def greedy(
 
     def select(demand: Demand) -> Choice:
         gated = copy.deepcopy(model)
-        gate_(gated, Plan(tuple(sites), start="fit"))
+        insert_gates_(gated, Plan(tuple(sites), start="fit"))
         fitness = spread(closeness(gated, images), processes)
         chosen: list[int] = []
         harm = 0.0

@@ -10,16 +10,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from updp_hf.core.algebra import affine
-from updp_hf.core.algebra.kernels import move_padding
 from updp_hf.core.gates.contexts import evaluation, full_precision
 from updp_hf.core.gates.gate import Gate, gates
 from updp_hf.core.plan.plan import Plan
-from updp_hf.core.plan.site import Form, Site, outermost
 from updp_hf.errors import MergeError
-from updp_hf.model.layout_updp import EPS, EndActivation, Mark, Skip, Zero, get_slot, layout_of, set_slot
+from updp_hf.model.configuration_updp import UPDPConfig
+from updp_hf.model.layout_updp import get_slot, layout_of, set_slot
 from updp_hf.model.modeling_updp import UPDPForImageClassification, with_layout
-from updp_hf.surgery.find import plan_of
+from updp_hf.model.modules_updp import EPS, EndActivation
+from updp_hf.surgery.gate import plan_of
 from updp_hf.surgery.model_io import example_inputs_of, logits_of
 from updp_hf.surgery.stock import without_blocks
 
@@ -50,13 +49,15 @@ def merge(
         PlanError: the model is not gated.
     """
     plan = plan_of(model)
-    _refuse_half_open(model)
+    _check_closed(model)
     model = _without_autocast(model)
     merged = copy.deepcopy(model).eval()
     del merged.updp_plan
     layout: dict[str, dict[str, Any]] = {}
     for site in plan.sites:
-        layout |= _merge_site_(merged, site)
+        for slot, module in site.merged(merged).items():
+            set_slot(merged, slot, module)
+            layout[slot] = layout_of(module)
     for block in plan.blocks if plan.end_activation is not None else []:
         layout[block] = _merge_end_(merged, block, plan)
 
@@ -64,52 +65,45 @@ def merge(
         return merged.train(model.training)
     inputs = example_inputs_of(model, batch_size=2) if example_inputs is None else dict(example_inputs)
     limit = TOLERANCES[next(model.parameters()).dtype] if tolerance is None else tolerance
-    drops_only = all(site.form is Form.BLOCK_DROP for site in plan.sites)
-    if isinstance(merged, PreTrainedModel) and drops_only:
+    if isinstance(merged, PreTrainedModel) and all(site.drops_block for site in plan.sites):
         stock = without_blocks(merged, plan.blocks)
         if stock is not None and _difference(model, stock, inputs) <= limit:
             return stock.train(model.training)
         logger.info("The stock configuration cannot express the result; the dropped blocks are recorded in a layout.")
     error = _difference(model, merged, inputs)
-    _refuse_difference(error, limit)
+    _check_difference(error, limit)
     if not isinstance(merged, PreTrainedModel):
         return merged.train(model.training)
     if isinstance(merged, UPDPForImageClassification):
-        layout = {path.removeprefix("base."): spec for path, spec in layout.items()}
-        inside = tuple(f"{path}." for path, spec in layout.items() if spec["kind"] != "end")
-        earlier = {path: spec for path, spec in (merged.config.layout or {}).items() if not path.startswith(inside)}
-        layout = {**earlier, **layout}
-        plan = _after_earlier(plan, merged.config.plan)
+        plan, layout = _after_earlier(plan, layout, merged.config)
         merged = merged.base
     return with_layout(merged, layout, plan=plan.to_dict(), merge_error=error).train(model.training)
 
 
-def _after_earlier(plan: Plan, earlier: Mapping[str, Any] | None) -> Plan:
-    """Return the plan of both prunings of a model that had been pruned before, with the slots of the stock model."""
+def _after_earlier(
+    plan: Plan, layout: Mapping[str, dict[str, Any]], config: UPDPConfig
+) -> tuple[Plan, dict[str, dict[str, Any]]]:
+    """Return plan and layout of both prunings of a model that had been pruned before, by the stock model's paths."""
+    layout = {path.removeprefix("base."): spec for path, spec in layout.items()}
+    inside = tuple(f"{path}." for path, spec in layout.items() if spec["kind"] != "end")
+    earlier = {path: spec for path, spec in (config.layout or {}).items() if not path.startswith(inside)}
+    plan = Plan.from_dict(_by_stock_paths(plan.to_dict()))
+    before = Plan.from_dict(config.plan) if config.plan else Plan(())
+    slots = [slot for site in plan.sites for slot in site.slots]
+    kept = [site for site in before.sites if not any(_clash(old, new) for old in site.slots for new in slots)]
+    sites = (*kept, *plan.sites)
+    # Nothing is left of a dropped block that an activation could follow.
+    end = None if any(site.drops_block for site in sites) else plan.end_activation
+    both = replace(plan, sites=sites, end_activation=end, base_model=before.base_model, revision=before.revision)
+    return both, {**earlier, **layout}
 
-    def stock(paths: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(path.removeprefix("base.") for path in paths)
 
-    sites = [
-        replace(
-            site,
-            block=site.block.removeprefix("base."),
-            container=site.container and site.container.removeprefix("base."),
-            run=stock(site.run),
-            activations=stock(site.activations),
-            norms=stock(site.norms),
-            shared=stock(site.shared),
-            marked=stock(site.marked),
-            cropped=stock(site.cropped),
-        )
-        for site in plan.sites
-    ]
-    before = Plan.from_dict(earlier) if earlier else Plan(())
-    slots = [slot for site in sites for slot in site.run]
-    kept = [site for site in before.sites if not any(_clash(old, new) for old in site.run for new in slots)]
-    if any(site.form is Form.BLOCK_DROP for site in (*kept, *sites)):
-        plan = replace(plan, end_activation=None)  # nothing is left of those blocks that it could follow
-    return replace(plan, sites=(*kept, *sites), base_model=before.base_model, revision=before.revision)
+def _by_stock_paths(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _by_stock_paths(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_by_stock_paths(inner) for inner in value]
+    return value.removeprefix("base.") if isinstance(value, str) else value
 
 
 def _clash(one: str, other: str) -> bool:
@@ -123,35 +117,6 @@ def _without_autocast(model: nn.Module) -> nn.Module:
     bare = copy.deepcopy(model)
     del bare._original_forward, bare.forward
     return bare
-
-
-def _merge_site_(merged: nn.Module, site: Site) -> dict[str, dict[str, Any]]:
-    """Fold one site in place and return its part of the layout."""
-    identity: dict[str, Any] = {"kind": "identity"}
-    if site.form in (Form.ATTENTION_DROP, Form.BLOCK_DROP):
-        drop = Zero if site.form is Form.ATTENTION_DROP else Skip
-        *before, last = site.run
-        for slot in before:
-            set_slot(merged, slot, nn.Identity())
-        set_slot(merged, last, drop(site.outputs))
-        return {**dict.fromkeys(before, identity), last: {"kind": drop.__name__.lower(), "outputs": site.outputs}}
-    # What lies inside another slot of the run, as an activation does in its BatchNorm, goes with it.
-    slots = outermost(site.run)
-    modules = {slot: _closed(get_slot(merged, slot)) for slot in slots}
-    home = next(slot for slot, module in modules.items() if isinstance(module, nn.Linear | nn.Conv2d))
-    like = affine.read(modules[home])
-    maps = [affine.read(module, like) for module in modules.values() if not isinstance(module, nn.Identity)]
-    moved, _ = move_padding(maps)  # where the gates have it
-    result = affine.write(affine.fold(moved), like=modules[home])
-    layout = {slot: {"kind": "mark"} if slot in site.marked else identity for slot in slots}
-    for slot in slots:
-        set_slot(merged, slot, Mark() if slot in site.marked else nn.Identity())
-    set_slot(merged, home, result)
-    return {**layout, home: layout_of(result), **{slot: {"kind": "unless_marked"} for slot in site.shared}}
-
-
-def _closed(module: nn.Module) -> nn.Module:
-    return module.closed() if isinstance(module, Gate) else module
 
 
 def _merge_end_(merged: nn.Module, block: str, plan: Plan) -> dict[str, Any]:
@@ -173,7 +138,7 @@ def _difference(closed: nn.Module, merged: nn.Module, inputs: Mapping[str, Tenso
     return float((found - expected).abs().max() / scale)
 
 
-def _refuse_difference(error: float, limit: float) -> None:
+def _check_difference(error: float, limit: float) -> None:
     if not error <= limit:
         raise MergeError(
             f"Merged and closed logits differ by {error:.1e} of the largest logit, expected at most {limit:.0e}: merge "
@@ -182,7 +147,7 @@ def _refuse_difference(error: float, limit: float) -> None:
     logger.info("Merged: logits differ by %.1e of the largest one.", error)
 
 
-def _refuse_half_open(model: nn.Module) -> None:
+def _check_closed(model: nn.Module) -> None:
     open_ = {path: float(gate.lam) for path, gate in gates(model) if float(gate.lam) != 1.0}
     if open_:
         path, value = next(iter(open_.items()))

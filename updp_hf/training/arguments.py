@@ -6,12 +6,12 @@ from typing import Any, ClassVar
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
+from updp_hf.core.kinds import DEFAULT_FORM, Form
 from updp_hf.core.plan.budget import Budget
 from updp_hf.core.plan.plan import Plan
-from updp_hf.core.plan.site import DEFAULT_FORM, Form
 from updp_hf.core.schedule import RAMP_END, ramp
 from updp_hf.errors import PlanError, UPDPError
-from updp_hf.model.layout_updp import END_ACTIVATIONS
+from updp_hf.model.modules_updp import END_ACTIVATIONS
 from updp_hf.selection.selectors import SELECTORS
 
 __all__ = ["SUPERNET", "UPDPTrainingArguments"]
@@ -67,8 +67,8 @@ class UPDPTrainingArguments(TrainingArguments):
         metadata={"help": "Prune the supernet's weights, for the selector of that name, and not the checkpoint's."},
     )
     form: str = field(
-        default=DEFAULT_FORM.value,
-        metadata={"help": "What pruning leaves of a block.", "choices": [form.value for form in Form]},
+        default=DEFAULT_FORM,
+        metadata={"help": "What pruning leaves of a block.", "choices": list(map(str, Form))},
     )
     cost: str = field(
         default="macs",

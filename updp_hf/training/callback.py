@@ -6,10 +6,10 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
-from updp_hf.core.gates.gate import gates
-from updp_hf.core.schedule import Schedule, anneal, ramp
+from updp_hf.core.gates.gate import set_lambda_
+from updp_hf.core.schedule import Schedule, ramp
 from updp_hf.errors import UPDPError
-from updp_hf.surgery.find import plan_of, set_lambdas_
+from updp_hf.surgery.gate import plan_of
 
 __all__ = ["UPDPCallback"]
 
@@ -89,6 +89,5 @@ class UPDPCallback(TrainerCallback):
             logs["lambda"] = self.lambda_at(max(state.global_step - 1, 0), state.max_steps)
 
     def _write(self, model: nn.Module, state: TrainerState) -> float:
-        policy = anneal([path for path, _ in gates(model)], self.schedule)
-        set_lambdas_(model, policy(state.global_step, state.max_steps))
+        set_lambda_(model, self.lambda_at(state.global_step, state.max_steps))
         return self.lambda_at(state.global_step, state.max_steps)

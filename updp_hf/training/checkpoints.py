@@ -21,7 +21,7 @@ from updp_hf.core.plan.plan import Plan
 from updp_hf.errors import AccessError, PlanError, UPDPError
 from updp_hf.model.configuration_updp import UPDPConfig
 from updp_hf.model.modeling_updp import UPDPForImageClassification, base_config, updp_config
-from updp_hf.surgery.find import gate_, plan_of
+from updp_hf.surgery.gate import gate_, plan_of
 
 __all__ = [
     "AVERAGE_NAME",

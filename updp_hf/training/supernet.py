@@ -18,7 +18,7 @@ from updp_hf.core.schedule import sandwich
 from updp_hf.errors import UPDPError
 from updp_hf.selection.scores import agreed
 from updp_hf.surgery.calibrate import calibrate_
-from updp_hf.surgery.find import close_only_, gate_, plan_of
+from updp_hf.surgery.gate import close_only_, gate_, plan_of
 from updp_hf.training.arguments import UPDPTrainingArguments
 from updp_hf.training.checkpoints import appearing_whole, last_checkpoint, load_checkpoint_, save_checkpoint
 from updp_hf.training.gated_trainer import GatedTrainer

@@ -25,7 +25,8 @@ from updp_hf.reporting.provenance import dataset_facts, metadata_of
 from updp_hf.reporting.report import Report, changed_arguments, measure_costs, model_facts
 from updp_hf.selection.scores import agreed
 from updp_hf.surgery.calibrate import calibrate_
-from updp_hf.surgery.find import blocks_of, gate_, plan_of, without_gates
+from updp_hf.surgery.find import blocks_of
+from updp_hf.surgery.gate import gate_, plan_of, without_gates
 from updp_hf.surgery.merge import merge
 from updp_hf.surgery.model_io import base_model_of, logits_of, model_inputs
 from updp_hf.training.arguments import UPDPTrainingArguments

@@ -22,7 +22,7 @@ from updp_hf.core.algebra.affine import (
     read,
     write,
 )
-from updp_hf.model.layout_updp import ChannelBatchNorm
+from updp_hf.model.modules_updp import ChannelBatchNorm
 
 SIZES = [(11, 14), (15, 15), (16, 13)]
 

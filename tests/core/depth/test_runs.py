@@ -8,14 +8,14 @@ from timm.layers import BatchNormAct2d, LayerNorm2d, LayerScale2d, SqueezeExcite
 from timm.layers.grn import GlobalResponseNorm
 from torch import nn
 from torch.testing import assert_close
+from updp_hf.core.depth.finder import find as find_in
 
 from updp_hf import Form, Plan, calibrate_, find_sites, gate_, merge
 from updp_hf.core.cost import count_macs, count_parameters
-from updp_hf.core.depth.finder import find as find_in
 from updp_hf.core.gates.gate import gates
 from updp_hf.core.graph.calls import trace
 from updp_hf.core.graph.structure import Structure
-from updp_hf.core.plan.site import Refusal, Site
+from updp_hf.core.plan.site import Site, Unsupported
 
 C, H = 4, 16
 SIZE = (9, 12)
@@ -80,11 +80,11 @@ def found_in(net, form=Form.MERGE, size=SIZE, **options):
 
 
 def runs_of(net, form=Form.MERGE, **options):
-    return [site.run for site in found_in(net, form, **options) if isinstance(site, Site)]
+    return [site.slots for site in found_in(net, form, **options) if isinstance(site, Site)]
 
 
 def dense_of(net, site):
-    return [slot for slot in site.run if isinstance(net.get_submodule(slot), nn.Conv2d | nn.Linear)]
+    return [slot for slot in site.slots if isinstance(net.get_submodule(slot), nn.Conv2d | nn.Linear)]
 
 
 def slots(block, *names):
@@ -139,7 +139,7 @@ def test_a_basic_block_is_one_run_whose_second_kernel_is_cropped():
 
 def test_an_inverted_residual_is_one_run_of_three_convolutions():
     (site, _) = found_in(net_of(inverted(), inverted()))
-    assert site.run == slots(0, "expand", "bn1", "act1", "depthwise", "bn2", "act2", "project", "bn3")
+    assert site.slots == slots(0, "expand", "bn1", "act1", "depthwise", "bn2", "act2", "project", "bn3")
     assert site.activations == slots(0, "act1", "act2")
     assert (site.cropped, site.norms, site.tokens) == ((), (), SIZE[0] * SIZE[1])
 
@@ -149,16 +149,16 @@ def test_an_inverted_residual_is_one_run_of_three_convolutions():
 def test_strides_and_other_widths_are_no_obstacle(make, size):
     block = make(stride=2, outer=8, kind=Chain)
     (site, *_) = found_in(net_of(block, Chain(conv=conv(8, C, 1)), make()), size=size)
-    assert site.run == slots(0, *(name for name, _ in block.named_children()))
+    assert site.slots == slots(0, *(name for name, _ in block.named_children()))
     assert (site.channels, site.channel_axis) == (8, 1)
     assert site.tokens == -(-size[0] // 2) * -(-size[1] // 2)
-    assert site.pays
+    assert site.saves_compute
 
 
 def test_a_bottleneck_does_not_pay():
     sites = found_in(net_of(bottleneck(), bottleneck()))
     assert [site.block for site in sites] == ["blocks.0", "blocks.1"]
-    assert not any(site.pays for site in sites)
+    assert not any(site.saves_compute for site in sites)
 
 
 def plain(length=8, kernel=3):
@@ -175,7 +175,7 @@ def test_a_plain_chain_becomes_short_runs_that_do_not_overlap(length):
     sites = [site for site in found_in(net) if site.block == "blocks.0"]
     pairs = [slots(0, f"conv{i}", f"conv{i + 1}") for i in range(0, length - 1, 2)]
     assert [tuple(dense_of(net, site)) for site in sites] == pairs
-    assert all(site.pays for site in sites)
+    assert all(site.saves_compute for site in sites)
     Plan(tuple(sites))
 
 
@@ -183,10 +183,10 @@ def test_of_a_chain_in_which_nothing_pays_the_nearest_run_is_offered():
     net = net_of(plain(), plain())
     sites = found_in(net, Form.MERGE_WHOLE_KERNELS)
     assert [site.block for site in sites] == ["blocks.0", "blocks.1"]
-    assert not any(site.pays for site in sites)
+    assert not any(site.saves_compute for site in sites)
     every = found_in(net, Form.MERGE_WHOLE_KERNELS, every=True)
-    best = max(site.macs_saved / len(site.activations) for site in every)
-    assert {site.macs_saved / len(site.activations) for site in sites} == {best}
+    best = max(site.saving.macs / len(site.activations) for site in every)
+    assert {site.saving.macs / len(site.activations) for site in sites} == {best}
 
 
 def test_every_way_to_merge_is_there_when_asked_for():
@@ -204,8 +204,8 @@ def test_cropping_is_for_what_gets_cheaper_and_asked_for_by_the_form():
     whole, cropped = (found_in(net, form)[0] for form in (Form.MERGE_WHOLE_KERNELS, Form.MERGE))
     positions = SIZE[0] * SIZE[1]
     spent = 2 * 9 * C * C * positions
-    assert (whole.cropped, whole.macs_saved) == ((), spent - 25 * C * C * positions)
-    assert (cropped.cropped, cropped.macs_saved) == (slots(0, "conv2"), spent - 9 * C * C * positions)
+    assert (whole.cropped, whole.saving.macs) == ((), spent - 25 * C * C * positions)
+    assert (cropped.cropped, cropped.saving.macs) == (slots(0, "conv2"), spent - 9 * C * C * positions)
 
 
 def test_a_run_never_leaves_its_block():
@@ -275,11 +275,11 @@ def test_an_activation_inside_a_batch_norm_closes_inside_a_run_and_stays_at_its_
 
 def test_what_recalibrates_channels_closes_inside_a_run():
     (site, _) = found_in(net_of(inverted(se=SqueezeExcite(H)), inverted()))
-    assert slots(0, "se")[0] in site.run
+    assert slots(0, "se")[0] in site.slots
     assert (site.norms, site.norm_channels) == (slots(0, "se"), (H,))
-    assert not any(".se." in slot for slot in site.run)
+    assert not any(".se." in slot for slot in site.slots)
     plain_site = found_in(net_of(inverted(), inverted()))[0]
-    assert site.params_saved - plain_site.params_saved == count_parameters(SqueezeExcite(H))
+    assert site.saving.parameters - plain_site.saving.parameters == count_parameters(SqueezeExcite(H))
 
 
 class Twice(Residual):
@@ -294,7 +294,7 @@ class Twice(Residual):
 
 def test_one_call_of_a_shared_activation_closes_where_a_batch_norm_can_tell():
     (site, _) = found_in(net_of(Twice(), Twice()))
-    assert site.run == slots(0, "conv1", "bn1", "conv2", "bn2")
+    assert site.slots == slots(0, "conv1", "bn1", "conv2", "bn2")
     assert (site.shared, site.marked, site.activations) == (slots(0, "act"), slots(0, "bn1"), ())
 
 
@@ -334,7 +334,7 @@ REFUSED = {
 @pytest.mark.parametrize(("make", "reason"), REFUSED.values(), ids=REFUSED)
 def test_what_has_no_run_says_why(make, reason):
     found = found_in(net_of(make(), make()))
-    assert [type(result) for result in found] == [Refusal, Refusal]
+    assert [type(result) for result in found] == [Unsupported, Unsupported]
     assert reason in found[0].reason
 
 
@@ -386,7 +386,7 @@ def test_stages_of_one_block_have_the_same_runs_as_stages_of_several(make, count
     sites = found_in(net)
     expected = [f"blocks.{stage}.{i}" for stage, count in enumerate(counts) for i in range(count)]
     in_front = runs_of(net_of(make(), make()))[0]
-    assert [site.run for site in sites] == [
+    assert [site.slots for site in sites] == [
         tuple(slot.replace("blocks.0", block) for slot in in_front) for block in expected
     ]
     # A stage of one block may be called by the stage's name.
@@ -418,7 +418,7 @@ def test_a_list_of_many_layers_is_a_block():
 
     sites = found_in(Plain().double().eval())
     assert {site.block for site in sites} == {"features"}
-    assert [site.run[0] for site in sites] == ["features.0", "features.4", "features.11"]
+    assert [site.slots[0] for site in sites] == ["features.0", "features.4", "features.11"]
 
 
 class Mobile(nn.Module):
@@ -437,7 +437,7 @@ class Mobile(nn.Module):
 @pytest.mark.parametrize("size", [SIZE, (C, C), (H, C)])
 def test_linears_of_the_last_axis_have_their_own_run_in_a_block_of_images(size):
     (site, _) = found_in(net_of(Mobile(), Mobile()), size=size)
-    assert site.run == slots(0, "norm", "fc1", "act", "fc2")
+    assert site.slots == slots(0, "norm", "fc1", "act", "fc2")
     assert (site.channels, site.channel_axis, site.tokens) == (C, 1, size[0] * size[1])
 
 
@@ -489,8 +489,8 @@ def test_what_a_site_saves_is_what_the_merged_model_lacks(make, form):
     net, sites = gated(net, form)
     set_all_(net, 1.0)
     merged = merge(net, example_inputs={"x": x})
-    assert before[0] - count_macs(merged, {"x": x[:1]}) == sum(site.macs_saved for site in sites)
-    assert before[1] - count_parameters(merged) == sum(site.params_saved for site in sites)
+    assert before[0] - count_macs(merged, {"x": x[:1]}) == sum(site.saving.macs for site in sites)
+    assert before[1] - count_parameters(merged) == sum(site.saving.parameters for site in sites)
     assert_close(merged(x), net(x), rtol=0, atol=1e-10 * float(net(x).abs().max()))
 
 
@@ -570,5 +570,5 @@ def test_a_site_found_again_equals_itself_whatever_the_size_of_the_images():
     net = net_of(basic(), basic())
     small, large = found_in(net)[0], found_in(net, size=(20, 20))[0]
     assert small == large
-    assert small.macs_saved < large.macs_saved
+    assert small.saving.macs < large.saving.macs
     assert dataclasses.replace(small, cropped=()) != large

@@ -6,13 +6,15 @@ import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
+from updp_hf.core.gates.building import build_gates
 
 from updp_hf.core.algebra.affine import apply, fold, read
 from updp_hf.core.algebra.kernels import move_padding
-from updp_hf.core.gates.building import build_gates
 from updp_hf.core.gates.convolution import ConvGate, FillGate
-from updp_hf.core.gates.gate import Bypass, Gate, Landing, Shortcut, gates
-from updp_hf.core.plan.site import Form, Site
+from updp_hf.core.gates.detour import Bypass, Landing, Shortcut
+from updp_hf.core.gates.gate import Gate, gates
+from updp_hf.core.kinds import Form
+from updp_hf.core.plan.site import Site
 from updp_hf.model.layout_updp import set_slot
 
 

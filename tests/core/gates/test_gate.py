@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from updp_hf.core.gates.gate import Blend, Bypass, Gate, Landing, Shortcut, gates
+from updp_hf.core.gates.detour import Bypass, Landing, Shortcut
+from updp_hf.core.gates.gate import Blend, Gate, gates
 
 
 class Constant(nn.Module):

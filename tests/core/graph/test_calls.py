@@ -8,7 +8,7 @@ from updp_hf.core.gates.contexts import evaluation, open_gates
 from updp_hf.core.gates.gate import Blend
 from updp_hf.core.graph.calls import stock_modules, trace
 from updp_hf.errors import ExportError
-from updp_hf.model.layout_updp import EndActivation
+from updp_hf.model.modules_updp import EndActivation
 
 X = {"x": torch.randn(2, 5, 4)}
 

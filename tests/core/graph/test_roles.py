@@ -23,7 +23,7 @@ from updp_hf.core.graph import roles as closable
 from updp_hf.core.graph.calls import trace
 from updp_hf.core.graph.roles import Role, close_activation, close_norm, is_registered, part_of, register_closable
 from updp_hf.core.graph.structure import Structure
-from updp_hf.model.layout_updp import ChannelBatchNorm
+from updp_hf.model.modules_updp import ChannelBatchNorm
 
 CHANNELS = 6
 SIZES = [(5, 7), (CHANNELS, CHANNELS), (2, 2), (1, 1)]

@@ -3,16 +3,18 @@
 import pytest
 import torch
 from torch import nn
-
 from updp_hf.core.depth.finder import find as find_in
 from updp_hf.core.gates.building import build_gates
+
 from updp_hf.core.graph import roles as closable
 from updp_hf.core.graph.calls import trace
 from updp_hf.core.graph.roles import is_registered, register_closable
 from updp_hf.core.graph.structure import Structure
+from updp_hf.core.kinds import Form
 from updp_hf.core.plan.plan import Plan
-from updp_hf.core.plan.site import Form, Refusal, Site
-from updp_hf.model.layout_updp import EndActivation, Skip, Zero, get_slot, set_slot
+from updp_hf.core.plan.site import Site, Unsupported
+from updp_hf.model.layout_updp import get_slot, set_slot
+from updp_hf.model.modules_updp import EndActivation, Skip, Zero
 
 C, N = 8, 5
 
@@ -128,7 +130,7 @@ def find_all(model, tokens=N):
     return {
         form: (
             [result for result in found if isinstance(result, Site)],
-            {result.block: result.reason for result in found if isinstance(result, Refusal)},
+            {result.block: result.reason for result in found if isinstance(result, Unsupported)},
         )
         for form, found in results.items()
     }
@@ -140,7 +142,7 @@ def find(model, form=Form.MERGE, tokens=N):
 
 def runs(model, form=Form.MERGE, tokens=N):
     sites, _ = find(model, form, tokens)
-    return [site.run for site in sites]
+    return [site.slots for site in sites]
 
 
 # runs
@@ -170,14 +172,14 @@ def test_the_run_of_a_vit_block():
         ),
     ]
     assert [site.tokens for site in sites] == [N, N]
-    assert [site.pays for site in sites] == [True, True]
+    assert [site.saves_compute for site in sites] == [True, True]
     assert str(sites[1]) == "blocks.1 (merge)"
     assert refused == {}
 
 
 def test_the_norm_in_front_can_be_kept():
     (site,), _ = find(Net(Vit()), Form.MERGE_KEEP_NORM)
-    assert site.run == ("blocks.0.mlp.fc1", "blocks.0.mlp.act", "blocks.0.mlp.fc2")
+    assert site.slots == ("blocks.0.mlp.fc1", "blocks.0.mlp.act", "blocks.0.mlp.fc2")
     assert site.norms == ()
 
 
@@ -187,7 +189,7 @@ def test_the_norm_behind_closes_too():
             return x + self.norm2(self.mlp(self.norm1(x) + x))
 
     (site,), _ = find(Net(PostNorm()))
-    assert site.run == tuple(f"blocks.0.{slot}" for slot in ("mlp.fc1", "mlp.act", "mlp.fc2", "norm2"))
+    assert site.slots == tuple(f"blocks.0.{slot}" for slot in ("mlp.fc1", "mlp.act", "mlp.fc2", "norm2"))
     assert (site.norms, site.norm_channels) == (("blocks.0.norm2",), (C,))
 
 
@@ -207,13 +209,13 @@ def test_a_norm_that_feeds_something_else_stays_outside():
             return x + self.mlp(x)
 
     (site,), _ = find(Net(Parallel()))
-    assert site.run[0] == "blocks.0.mlp.fc1"
+    assert site.slots[0] == "blocks.0.mlp.fc1"
 
 
 def test_two_ffns_in_one_block_are_two_sites():
     sites, _ = find(Net(Block(Ffn(), Attention(), Ffn())))
-    assert [site.run[0] for site in sites] == ["blocks.0.norm0", "blocks.0.norm2"]
-    assert [site.run[-1] for site in sites] == ["blocks.0.branch0.fc2", "blocks.0.branch2.fc2"]
+    assert [site.slots[0] for site in sites] == ["blocks.0.norm0", "blocks.0.norm2"]
+    assert [site.slots[-1] for site in sites] == ["blocks.0.branch0.fc2", "blocks.0.branch2.fc2"]
     Plan(tuple(sites))  # which do not overlap
 
 
@@ -258,7 +260,7 @@ class Branches(nn.Module):
 
 def test_parts_may_be_called_from_outside_their_module():
     (site,), _ = find(Net(Branches()))
-    assert site.run == tuple(f"blocks.0.ffn.{slot}" for slot in ("fc1", "act", "fc2"))
+    assert site.slots == tuple(f"blocks.0.ffn.{slot}" for slot in ("fc1", "act", "fc2"))
 
 
 class OwnAct(nn.Module):
@@ -420,7 +422,7 @@ def test_a_module_in_two_slots_of_which_one_is_never_called_is_refused():
 @pytest.mark.parametrize("ffn", [Gated(), Ffn(), Functional(), Ffn(between=nn.LayerNorm(16))])
 def test_any_branch_of_each_token_by_itself_can_be_fitted(ffn):
     (site,), _ = find(Net(Vit(ffn)), Form.BRANCH_FIT)
-    assert (site.run, site.container) == (("blocks.0.mlp",), "blocks.0.mlp")
+    assert (site.slots, site.container) == (("blocks.0.mlp",), "blocks.0.mlp")
     assert (site.channels, site.tokens, site.norms) == (C, N, ())
 
 
@@ -468,7 +470,7 @@ def test_a_branch_that_mixes_tokens_is_not_fitted(ffn):
 @pytest.mark.parametrize("attention", [Attention(), Explicit()], ids=["fused", "explicit"])
 def test_attention_is_found_with_the_norm_that_feeds_it_alone(attention):
     (site,), _ = find(Net(Vit(attn=attention)), Form.ATTENTION_DROP)
-    assert site.run == ("blocks.0.norm1", "blocks.0.attn")
+    assert site.slots == ("blocks.0.norm1", "blocks.0.attn")
     assert (site.container, site.channels) == ("blocks.0.attn", C)
 
 
@@ -497,7 +499,7 @@ def test_whole_blocks_are_found_where_the_shape_stays():
             return self.reduce(super().forward(x)).unflatten(-1, (2, C)).flatten(1, 2)
 
     sites, refused = find(Net(Vit(), Wider(), Vit()), Form.BLOCK_DROP)
-    assert [site.run for site in sites] == [("blocks.0",), ("blocks.2",)]
+    assert [site.slots for site in sites] == [("blocks.0",), ("blocks.2",)]
     assert [site.tokens for site in sites] == [N, 2 * N]
     assert "same shape" in refused["blocks.1"]
 
@@ -541,8 +543,8 @@ def test_a_gated_model_has_the_sites_of_the_stock_model(form, start, value):
 def test_a_closed_and_merged_place_is_no_site_any_more(form):
     net = Net(Vit(), Vit())
     for site in find(net, form)[0]:
-        for slot in site.run:
+        for slot in site.slots:
             set_slot(net, slot, nn.Identity())
         left = {Form.ATTENTION_DROP: Zero, Form.BLOCK_DROP: Skip}.get(form, lambda: nn.Linear(C, C))()
-        set_slot(net, site.run[-1], left)
+        set_slot(net, site.slots[-1], left)
     assert find(net, form)[0] == []

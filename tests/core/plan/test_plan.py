@@ -5,8 +5,9 @@ import json
 
 import pytest
 
+from updp_hf.core.kinds import Form
 from updp_hf.core.plan.plan import Plan, library_versions
-from updp_hf.core.plan.site import Form, Site
+from updp_hf.core.plan.site import Site
 from updp_hf.errors import PlanError
 
 

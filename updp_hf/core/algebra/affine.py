@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from updp_hf.errors import UPDPError
-from updp_hf.model.layout_updp import ChannelBatchNorm
+from updp_hf.model.modules_updp import ChannelBatchNorm
 
 __all__ = [
     "AffineMap",

@@ -1,18 +1,24 @@
-"""Branches and whole blocks: modules with one tensor in and one of the same shape out."""
+"""Branches that map each token by itself, gated ones too: one Linear is fitted to them."""
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
+from torch import nn
 
+from updp_hf.core.cost import LatencyTable, count_parameters
+from updp_hf.core.depth.containers import branches_in, result_of
+from updp_hf.core.depth.run_gates import zeroed
+from updp_hf.core.gates.gate import Blend, Gate
 from updp_hf.core.graph.calls import Call
 from updp_hf.core.graph.roles import is_pointwise
-from updp_hf.core.graph.structure import Structure, has_children
-from updp_hf.core.plan.site import Form, Site
+from updp_hf.core.graph.structure import Structure
+from updp_hf.core.plan.site import Saving, Site, Start
+from updp_hf.model.layout_updp import get_slot
 
-__all__ = ["find_blocks", "find_branches"]
+__all__ = ["Branch"]
 
-_MIXING = {torch.ops.aten.scaled_dot_product_attention.default, torch.ops.aten.softmax.int}
 _PER_TOKEN = {
     torch.ops.aten.linear.default,
     torch.ops.aten.layer_norm.default,
@@ -25,41 +31,59 @@ _SPLITS = {
 }
 
 
-def find_branches(structure: Structure, block: str, form: Form) -> Iterator[Site]:
-    """Yield the outermost branches in `block` with attention in them, or those that map each token by itself."""
-    found: list[str] = []
-    blocks = structure.blocks()
-    for path, module in structure.modules.items():
-        is_inside = structure.block_of(path) == block and not any(path.startswith(f"{outer}.") for outer in found)
-        holds_blocks = any(other.startswith(f"{path}.") for other in blocks)
-        if not is_inside or path in blocks or holds_blocks or not has_children(module):
-            continue
+@dataclass(frozen=True)
+class Branch(Site):
+    """A module that maps each token by itself, and becomes one Linear fitted to it: ours."""
+
+    kind = "branch"
+    forms: ClassVar[Mapping[str, str]] = {"branch-fit": "one fitted Linear"}
+    looked_for = "a module that maps each token by itself, one tensor in and one of the same shape out"
+    outcome = "merged"
+
+    @classmethod
+    def find_in(
+        cls, structure: Structure, block: str, form: str, latencies: LatencyTable | None = None
+    ) -> Iterator["Branch"]:
+        for path in branches_in(structure, block, _is_per_token):
+            if structure.seen[path].is_plain:
+                channels, tokens = result_of(structure, path)
+                saving = Saving(
+                    structure.macs[path] - tokens * channels**2,
+                    count_parameters(structure.modules[path]) - (channels + 1) * channels,
+                )
+                yield cls(form, block, (path,), channels, saving=saving)
+
+    @classmethod
+    def why_none(cls, structure: Structure, block: str) -> list[str]:
+        return [
+            f"{path!r} is called with or returns more than one tensor, so no Linear can stand in its place"
+            for path in branches_in(structure, block, _is_per_token)
+        ]
+
+    def fits(self, structure: Structure) -> str:
+        (path,) = self.slots
+        if path not in structure.seen:
+            return f"it calls no module {path!r}"
         calls = structure.graph.within(path)
-        source = structure.single_source(path, calls)
-        is_wanted = _is_attention if form is Form.ATTENTION_DROP else _is_per_token
-        if source is None or not is_wanted(calls):
-            continue
-        found.append(path)
-        leads = structure.is_norm(source) and all(user in calls for user in source.users)
-        run = (source.path, path) if leads and form is Form.ATTENTION_DROP else (path,)
-        yield _site(form, block, run, calls[-1])
+        if (
+            structure.single_source(path, calls) is None
+            or not structure.seen[path].is_plain
+            or not _is_per_token(calls)
+        ):
+            return f"{path!r} is not {self.looked_for}"
+        found, _ = result_of(structure, path)
+        return "" if found == self.channels else f"{path!r} returns {found} channels and not {self.channels}"
 
+    def gates(self, model: nn.Module, start: Start) -> dict[str, Gate]:
+        (path,) = self.slots
+        linear = nn.utils.skip_init(nn.Linear, self.channels, self.channels)
+        return {path: Blend(get_slot(model, path), zeroed(linear))}
 
-def find_blocks(structure: Structure, block: str) -> Iterator[Site]:
-    """Yield `block` itself, if it can be the identity."""
-    calls = structure.graph.within(block)
-    if structure.single_source(block, calls) is not None:
-        yield _site(Form.BLOCK_DROP, block, (block,), calls[-1])
-
-
-def _site(form: Form, block: str, run: tuple[str, ...], result: Call) -> Site:
-    shape = result.shape or (0,)
-    # An operation on windows has a batch of its own, and the example is one image.
-    return Site(form, block, run, container=run[-1], channels=shape[-1], tokens=math.prod(shape[:-1]))
-
-
-def _is_attention(calls: list[Call]) -> bool:
-    return any(target in _MIXING for call in calls for target in call.targets)
+    def merged(self, model: nn.Module) -> dict[str, nn.Module]:
+        (path,) = self.slots
+        gate = get_slot(model, path)
+        assert isinstance(gate, Gate)
+        return {path: gate.closed()}
 
 
 def _is_per_token(calls: list[Call]) -> bool:

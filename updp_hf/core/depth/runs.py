@@ -1,199 +1,172 @@
-"""Runs: affine modules, each feeding only the next, with closable non-linearities between them, and what merging saves.
+"""Runs: Linears or convolutions with closable non-linearities between them, which become one map."""
 
-A chain of many layers is split into the runs that save most for each non-linearity that they close, so that none is
-closed in vain, and a plain network does not become one monstrous kernel.
-"""
-
-import math
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar
 
 from torch import nn
 
 from updp_hf.core.algebra import affine
-from updp_hf.core.algebra.affine import AffineMap
-from updp_hf.core.algebra.kernels import can_crop, can_fill, crop_some, largest, move_padding
+from updp_hf.core.algebra.kernels import can_fill, crop_some, move_padding
 from updp_hf.core.cost import LatencyTable, count_parameters
+from updp_hf.core.depth.chains import (
+    CLOSES_TO_BATCH_NORM,
+    Stretch,
+    chains_in,
+    disjoint,
+    feeds_only,
+    merged_map,
+    stretches_of,
+    where_chains_end,
+)
+from updp_hf.core.depth.run_gates import annealing_gates, fitted_gates
+from updp_hf.core.gates.gate import Gate
 from updp_hf.core.graph.calls import Call
 from updp_hf.core.graph.roles import Role
 from updp_hf.core.graph.structure import Structure
-from updp_hf.core.plan.site import Form, Site, outermost
+from updp_hf.core.plan.site import Saving, Site, Start, outermost
+from updp_hf.errors import UPDPError
+from updp_hf.model.layout_updp import get_slot
 
-__all__ = ["find_runs", "merged_map", "where_chains_end"]
-
-MAX_DENSE = 3
-"""Linears or convolutions that one run may have: an inverted residual has three."""
-
-_NON_LINEAR = {Role.ACTIVATION, Role.RECALIBRATION}
-_CLOSES_TO_BATCH_NORM = {Role.NORM, Role.RECALIBRATION}
+__all__ = ["Run"]
 
 
-class _Segment(NamedTuple):
-    """Part of a chain that could be one map, and what that would save."""
+@dataclass(frozen=True)
+class Run(Site):
+    """A run of affine modules, each feeding only the next, with non-linearities between them that can be closed.
 
-    dense: tuple[int, ...]  # positions in the chain
-    cropped: tuple[int, ...]
-    closed: int  # non-linearities
-    merged: AffineMap  # without values
-    macs_saved: int
-    seconds_saved: float | None
+    `merge` is UPDP's (arXiv 2401.06426): norms close to BatchNorms and other non-linearities to the identity; the run
+    becomes one Linear or one convolution. Cropping all kernels but the largest to their centres, where that is cheaper,
+    is ours, and `merge-whole-kernels` does without it: two 3×3 convolutions become one 5×5. `merge-keep-norm` keeps the
+    norm in front: ours, and HetDPT's choice.
+    """
+
+    kind = "run"
+    forms: ClassVar[Mapping[str, str]] = {
+        "merge": "one map",
+        "merge-keep-norm": "the norm and one map",
+        "merge-whole-kernels": "one map with whole kernels",
+    }
+    looked_for = (
+        "two Linears or convolutions with only closable non-linearities between them, each feeding only the next"
+    )
+    outcome = "merged"
+
+    activations: tuple[str, ...] = ()  # those of the slots that close to the identity
+    norms: tuple[str, ...] = ()  # those of the slots that close to a BatchNorm
+    norm_channels: tuple[int, ...] = ()  # of each of `norms`
+    cropped: tuple[str, ...] = ()  # those of the slots that are cropped to their centre tap
 
     @property
-    def saved(self) -> float:
-        """What counts: latency where it was measured, else MACs."""
-        return self.macs_saved if self.seconds_saved is None else self.seconds_saved
+    def closed(self) -> tuple[str, ...]:
+        return (*self.norms, *self.activations)
+
+    @classmethod
+    def why_none(cls, structure: Structure, block: str) -> list[str]:
+        return where_chains_end(structure, block)
+
+    @classmethod
+    def find_in(
+        cls, structure: Structure, block: str, form: str, latencies: LatencyTable | None = None
+    ) -> Iterator["Run"]:
+        """Yield the runs in `block` that save compute, and of a chain without such the one that comes nearest to it."""
+        for chain in chains_in(structure, block):
+            crops = form != "merge-whole-kernels"
+            for stretch in disjoint(stretches_of(structure, chain, crops=crops, latencies=latencies)):
+                yield cls.of(structure, block, form, chain, stretch)
+
+    @classmethod
+    def of(cls, structure: Structure, block: str, form: str, chain: list[Call], stretch: Stretch) -> "Run":
+        """Return the run that merges a stretch of a chain in `block`, and what can be folded into it on both sides."""
+        roles = [structure.parts[call].role for call in chain]
+        outer = {Role.DIAGONAL} if form == "merge-keep-norm" else {Role.DIAGONAL, Role.NORM}
+        begin, end = stretch.dense[0], stretch.dense[-1] + 1
+        # What shifts in front of padding would leak into the border.
+        while begin > 0 and roles[begin - 1] in outer and not any(stretch.merged.padding):
+            begin -= 1
+        while end < len(chain) and roles[end] in outer and not structure.has_live_children(chain[end]):
+            end += 1
+        calls = chain[begin:end]
+        slots = tuple(call.path for call in calls)
+        norms = [call for call in calls if structure.parts[call].role in CLOSES_TO_BATCH_NORM]
+        before = sum(count_parameters(structure.modules[path]) for path in outermost(slots))
+        channels, channel_axis = structure.channels_behind(block)
+        return cls(
+            form=form,
+            block=block,
+            slots=slots,
+            channels=channels,
+            channel_axis=channel_axis,
+            saving=Saving(
+                stretch.macs_saved,
+                before - stretch.merged.weight.numel() - stretch.merged.bias.numel(),
+                stretch.seconds_saved,
+            ),
+            activations=tuple(call.path for call in calls if structure.parts[call].role is Role.ACTIVATION),
+            norms=tuple(call.path for call in norms),
+            norm_channels=tuple(_channels(structure, call) for call in norms),
+            cropped=tuple(chain[i].path for i in stretch.cropped),
+        )
+
+    def fits(self, structure: Structure) -> str:
+        if missing := [slot for slot in (self.block, *self.slots) if slot not in structure.modules]:
+            return f"it has no module {missing[0]!r}"
+        calls = [structure.part_at(slot) for slot in self.slots]
+        if None in calls:
+            slot = self.slots[calls.index(None)]
+            reasons = structure.reasons.get(self.block, [])
+            return next((r for r in reasons if r.startswith(repr(slot))), f"{slot!r} can be no part of a run there")
+        found = [call for call in calls if call is not None]
+        for call, following in pairwise(found):
+            if not feeds_only(structure, call, following):
+                return f"{call.path!r} does not feed {following.path!r} alone"
+        roles = {call.path: structure.parts[call].role for call in found}
+        norms = {call.path: _channels(structure, call) for call in found if roles[call.path] in CLOSES_TO_BATCH_NORM}
+        activations = {path for path, role in roles.items() if role is Role.ACTIVATION}
+        if norms != dict(zip(self.norms, self.norm_channels, strict=False)) or activations != set(self.activations):
+            return f"other modules than {', '.join(map(repr, self.closed))} are non-linear there"
+        if (self.channels, self.channel_axis) != structure.channels_behind(self.block):
+            return f"{self.block!r} does not return {self.channels} channels"
+        return self._why_no_map(structure, roles)
+
+    def _why_no_map(self, structure: Structure, roles: dict[str, Role]) -> str:
+        dense = [path for path, role in roles.items() if role is Role.DENSE]
+        try:
+            maps = [affine.read(structure.modules[path], device="meta") for path in dense]
+            closed = crop_some(maps, [path in self.cropped for path in dense])
+            merged = merged_map(closed)
+        except (UPDPError, IndexError, TypeError, ValueError) as error:
+            return f"{', '.join(map(repr, dense))} have no common map ({error})"
+        between = self.slots[self.slots.index(dense[0]) : self.slots.index(dense[-1])]
+        pools = any(roles[path] in CLOSES_TO_BATCH_NORM for path in between)
+        is_shifted = self.slots[0] != dense[0] and any(merged.padding)
+        if not affine.is_writable(merged) or is_shifted or (pools and not can_fill(closed)):
+            return f"no single layer computes {', '.join(map(repr, dense))} at the border of an image"
+        return ""
+
+    def gates(self, model: nn.Module, start: Start) -> dict[str, Gate]:
+        slots = {slot: get_slot(model, slot) for slot in self.slots}
+        norms = dict(zip(self.norms, self.norm_channels, strict=True))
+        if start == "fit":
+            return fitted_gates(slots, norms, self.cropped)
+        return annealing_gates(slots, norms, self.activations, self.cropped)
+
+    def merged(self, model: nn.Module) -> dict[str, nn.Module]:
+        """Return the one map in the first slot of its kind, and the identity in all others."""
+        # What lies inside another slot of the run, as an activation does in its BatchNorm, goes with it.
+        slots = outermost(self.slots)
+        modules = {slot: _closed(get_slot(model, slot)) for slot in slots}
+        home = next(slot for slot, module in modules.items() if isinstance(module, nn.Linear | nn.Conv2d))
+        like = affine.read(modules[home])
+        maps = [affine.read(module, like) for module in modules.values() if not isinstance(module, nn.Identity)]
+        moved, _ = move_padding(maps)  # where the gates have it
+        return {slot: nn.Identity() for slot in slots} | {home: affine.write(affine.fold(moved), like=modules[home])}
 
 
-def merged_map(closed: Sequence[AffineMap]) -> AffineMap:
-    """Return the one map of a closed run with the dense maps `closed`."""
-    moved, _ = move_padding(closed)
-    return affine.fold(moved)
+def _channels(structure: Structure, call: Call) -> int:
+    return (call.shape or ())[structure.parts[call].axis or -1]
 
 
-def find_runs(
-    structure: Structure, block: str, form: Form, latencies: LatencyTable | None = None, *, every: bool = False
-) -> Iterator[Site]:
-    """Yield the runs in `block` that pay, and of a chain without such the one that comes nearest to it.
-
-    Args:
-        structure: of the model.
-        block: path of the block.
-        form: one of those that merge.
-        latencies: where latencies are measured, so that they count and not MACs.
-        every: yield whatever could be merged, paying or not, overlapping or not.
-    """
-    for chain in _chains(structure, block):
-        candidates = _candidates(structure, chain, form, latencies)
-        for segment in candidates if every else _disjoint(candidates):
-            yield _site(structure, block, form, chain, segment)
-
-
-def where_chains_end(structure: Structure, block: str) -> list[str]:
-    """Return, for the Linears and convolutions of `block` from which no run goes on, what stops it."""
-    found = []
-    for chain in _chains(structure, block):
-        last = chain[-1]
-        inside = [user for user in last.users if f"{user.path}.".startswith(f"{block}.")]
-        if not inside or all(structure.parts[call].role is not Role.DENSE for call in chain):
-            continue
-        if len(last.users) > 1:
-            found.append(f"{last.path!r} feeds {len(last.users)} operations")
-        elif inside[0] not in structure.parts:
-            found.append(f"{last.path!r} feeds {inside[0].operations[0].target} in {inside[0].path!r}")
-    return found
-
-
-def _chains(structure: Structure, block: str) -> Iterator[list[Call]]:
-    calls = {call for call in structure.parts if structure.block_of(call.path) == block}
-    linked = {call: call.users[0] for call in calls if _feeds_only_the_next(structure, call, calls)}
-    followers = set(linked.values())
-    for call in structure.parts:
-        if call in calls and call not in followers:
-            chain = [call]
-            while chain[-1] in linked:
-                chain.append(linked[chain[-1]])
-            yield chain
-
-
-def _feeds_only_the_next(structure: Structure, call: Call, calls: set[Call]) -> bool:
-    if call.is_output or len(call.users) != 1 or call.users[0] not in calls or call.users[0].inputs != [call]:
-        return False
-    axes = {structure.parts[call].axis, structure.parts[call.users[0]].axis}
-    return len(axes - {None}) < 2
-
-
-def _candidates(structure: Structure, chain: list[Call], form: Form, latencies: LatencyTable | None) -> list[_Segment]:
-    """Return, from the left and the shorter first, the ways to merge each stretch of `chain`."""
-    roles = [structure.parts[call].role for call in chain]
-    dense = [i for i, role in enumerate(roles) if role is Role.DENSE]
-    stretches = [dense[i : i + n] for i in range(len(dense)) for n in range(2, min(MAX_DENSE, len(dense) - i) + 1)]
-    found = []
-    for stretch in stretches:
-        closed = sum(role in _NON_LINEAR for role in roles[stretch[0] : stretch[-1]])
-        if closed:
-            found += _ways(structure, chain, stretch, form, latencies, closed)
-    return found
-
-
-def _disjoint(candidates: list[_Segment]) -> list[_Segment]:
-    """Choose what saves most for each non-linearity that closes; where nothing pays, what comes nearest to it."""
-    ranked = sorted(candidates, key=lambda segment: -segment.saved / segment.closed)  # among equals as they came
-    chosen: list[_Segment] = []
-    for segment in ranked:
-        if segment.saved > 0 and not any(set(segment.dense) & set(other.dense) for other in chosen):
-            chosen.append(segment)
-    return sorted(chosen, key=lambda segment: segment.dense) or ranked[:1]
-
-
-def _ways(
-    structure: Structure, chain: list[Call], dense: list[int], form: Form, latencies: LatencyTable | None, closed: int
-) -> list[_Segment]:
-    """Return the segment with whole kernels and, where there is something to crop, with cropped ones."""
-    maps = [affine.read(structure.modules[chain[i].path], device="meta") for i in dense]
-    choices = [[False] * len(maps)]
-    if form is not Form.MERGE_WHOLE_KERNELS:
-        kept = largest(maps)
-        cropped = [i != kept and can_crop(map) for i, map in enumerate(maps)]
-        choices += [cropped] if any(cropped) else []
-    calls = chain[dense[0] : dense[-1] + 1]
-    pools = any(structure.parts[call].role in _CLOSES_TO_BATCH_NORM for call in calls)
-    found = []
-    for choice in choices:
-        closed_maps = crop_some(maps, choice)
-        merged = merged_map(closed_maps)
-        # What pools positions would see the ring that moved padding leaves.
-        is_continuous = not pools or can_fill(closed_maps)
-        if affine.is_writable(merged) and is_continuous:
-            macs = sum(call.macs for call in calls) - _positions(calls[-1], merged) * merged.weight.numel()
-            seconds = None if latencies is None else _seconds_saved(structure, calls, merged, latencies)
-            positions = tuple(i for i, is_cropped in zip(dense, choice, strict=True) if is_cropped)
-            found.append(_Segment(tuple(dense), positions, closed, merged, macs, seconds))
-    return found
-
-
-def _seconds_saved(structure: Structure, calls: list[Call], merged: AffineMap, latencies: LatencyTable) -> float:
-    before = nn.Sequential(*(structure.modules[path] for path in outermost([call.path for call in calls])))
-    after = affine.empty(merged).to(next(before.parameters()))
-    for parameter in after.parameters():
-        nn.init.zeros_(parameter)  # what memory holds by chance may be slow to multiply
-    shape = calls[0].inputs[0].shape or ()
-    return latencies.of(before, shape) - latencies.of(after, shape)
-
-
-def _site(structure: Structure, block: str, form: Form, chain: list[Call], segment: _Segment) -> Site:
-    parts = [structure.parts[call] for call in chain]
-    outer = {Role.DIAGONAL} if form is Form.MERGE_KEEP_NORM else {Role.DIAGONAL, Role.NORM}
-    begin, end = segment.dense[0], segment.dense[-1] + 1
-    # What shifts in front of padding would leak into the border.
-    while begin > 0 and parts[begin - 1].role in outer and not any(segment.merged.padding):
-        begin -= 1
-    while end < len(chain) and parts[end].role in outer and not structure.has_live_children(chain[end]):
-        end += 1
-    calls = chain[begin:end]
-    shared = [call for call in calls if structure.is_shared(call)]
-    run = [call for call in calls if call not in shared]
-    norms = [call for call in run if structure.parts[call].role in _CLOSES_TO_BATCH_NORM]
-    merged = segment.merged
-    params = sum(count_parameters(structure.modules[path]) for path in outermost([call.path for call in run]))
-    channels, channel_axis = structure.channels_behind(block)
-    return Site(
-        form=form,
-        block=block,
-        run=tuple(call.path for call in run),
-        activations=tuple(call.path for call in run if structure.parts[call].role is Role.ACTIVATION),
-        norms=tuple(call.path for call in norms),
-        norm_channels=tuple((call.shape or ())[structure.parts[call].axis or -1] for call in norms),
-        shared=tuple(dict.fromkeys(call.path for call in shared)),
-        marked=tuple(call.inputs[0].path for call in shared),
-        cropped=tuple(chain[i].path for i in segment.cropped),
-        channels=channels,
-        channel_axis=channel_axis,
-        tokens=_positions(chain[segment.dense[-1]], merged),
-        params_saved=params - merged.weight.numel() - merged.bias.numel(),
-        macs_saved=segment.macs_saved,
-        seconds_saved=segment.seconds_saved,
-    )
-
-
-def _positions(call: Call, map: AffineMap) -> int:
-    return math.prod(call.shape or ()) // map.out_channels
+def _closed(module: nn.Module) -> nn.Module:
+    return module.closed() if isinstance(module, Gate) else module

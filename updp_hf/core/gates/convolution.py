@@ -7,7 +7,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from updp_hf.core.gates.gate import Gate
-from updp_hf.model.layout_updp import unwrap
+from updp_hf.model.modules_updp import unwrap
 
 __all__ = ["ConvGate", "FillGate"]
 

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from updp_hf.errors import UPDPError
-from updp_hf.model.layout_updp import marked
 
-__all__ = ["Blend", "Bypass", "Gate", "Landing", "MarkGate", "Replacement", "Shortcut", "gates", "is_gated"]
+__all__ = ["Blend", "Gate", "Replacement", "gates", "is_gated", "set_lambda_"]
 
 
 class Gate(nn.Module):
@@ -118,83 +117,6 @@ class Blend(Replacement):
         return (self.lerp(original[0], pruned[0]), *original[1:])
 
 
-class MarkGate(Gate):
-    """A BatchNorm before a call of an activation that is called elsewhere, too: it tells `UnlessMarked` what to do."""
-
-    def forward_between(self, x: Tensor) -> Tensor:
-        return marked(self.original(x), self)
-
-    def forward_closed(self, x: Tensor) -> Tensor:
-        return marked(self.original(x), self)
-
-    def blend(self, activation: nn.Module, x: Tensor) -> Tensor:
-        """Compute what the activation is to return for the marked `x`."""
-        return x if self.stage == 1.0 else self.lerp(activation(x), x)
-
-    def closed(self) -> nn.Module:
-        return self.original
-
-
-class Shortcut(Replacement):
-    """The first dense slot of a run for which one fitted map is to stand.
-
-    Between the ends the fitted map's output waits in `ahead` for the `Landing` in the run's last slot, which blends it
-    with the run's.
-    """
-
-    def __init__(self, original: nn.Module, pruned: nn.Module):
-        super().__init__(original, pruned)
-        self.ahead: Tensor | None = None
-
-    def forward_between(self, x: Tensor) -> Tensor:
-        self.ahead = self.pruned(x)
-        original: Tensor = self.original(x)
-        return original
-
-
-class Bypass(Gate):
-    """A slot between the first and the last one of a run for which one fitted map is to stand.
-
-    One that `marks` stands before a call of an activation that is called elsewhere, too.
-    """
-
-    def __init__(self, original: nn.Module, *, marks: bool = False):
-        super().__init__(original)
-        self.marks = marks
-
-    def forward_between(self, x: Tensor) -> Tensor:
-        output: Tensor = self.original(x)
-        return output
-
-    def forward_closed(self, x: Tensor) -> Tensor:
-        return marked(x, self) if self.marks else x
-
-    def blend(self, activation: nn.Module, x: Tensor) -> Tensor:
-        """Let the marked `x` pass the activation: it is marked at λ = 1 only."""
-        return x
-
-    def closed(self) -> nn.Module:
-        return nn.Identity()
-
-
-class Landing(Replacement):
-    """The last slot of a run for which the fitted map of `shortcut` is to stand, and a BatchNorm behind it.
-
-    The BatchNorm makes the fitted map easier to train, and merging folds it.
-    """
-
-    def __init__(self, original: nn.Module, shortcut: Shortcut, pruned: nn.Module):
-        super().__init__(original, pruned)
-        self._shortcut = (shortcut,)  # in a tuple, for it is no part of this slot
-
-    def forward_between(self, x: Tensor) -> Tensor:
-        output: Tensor = self.original(x)
-        (shortcut,) = self._shortcut
-        ahead, shortcut.ahead = shortcut.ahead, None
-        assert ahead is not None, "the gates of a site have one λ"
-        return self.lerp(output, self.pruned(ahead))
-
-
 def gates(model: nn.Module) -> Iterator[tuple[str, Gate]]:
     """Yield `(path, gate)` for every gate in `model`."""
     for path, module in model.named_modules():
@@ -205,3 +127,13 @@ def gates(model: nn.Module) -> Iterator[tuple[str, Gate]]:
 def is_gated(model: nn.Module) -> bool:
     """Return whether there is a gate in `model`."""
     return next(gates(model), None) is not None
+
+
+def set_lambda_(model: nn.Module, value: float) -> None:
+    """Set λ of every gate in `model`.
+
+    Raises:
+        UPDPError: `value` is not in [0, 1].
+    """
+    for _, gate in gates(model):
+        gate.set_lambda_(value)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from updp_hf.core.gates.contexts import evaluation, open_gates
-from updp_hf.errors import ExportError
+from updp_hf.errors import ExportError, UPDPError
 
-__all__ = ["Call", "Graph", "contracted", "is_weighted", "stock_modules", "trace"]
+__all__ = ["Call", "Graph", "check_unwrapped", "contracted", "is_weighted", "stock_modules", "trace"]
 
 
 @dataclass(eq=False)
@@ -114,6 +114,20 @@ def trace(
     signature = program.graph_signature
     states = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     return _collapse(model, program.graph, states, set(signature.user_inputs), is_atomic)
+
+
+def check_unwrapped(model: nn.Module) -> None:
+    """Make sure that the structure of `model` can be changed.
+
+    Raises:
+        UPDPError: it is wrapped for training in parallel, or compiled.
+    """
+    wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel, torch._dynamo.eval_frame.OptimizedModule)
+    if isinstance(model, wrappers):
+        raise UPDPError(
+            f"The model is wrapped in {type(model).__name__}, but its structure can be changed only before that: pass "
+            "the model itself, and wrap or compile it afterwards."
+        )
 
 
 def contracted(graph: Graph, paths: Iterable[str]) -> Graph:

@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from updp_hf.core.algebra import affine
 from updp_hf.core.graph.calls import Call
-from updp_hf.model.layout_updp import EPS, batch_norm
+from updp_hf.model.modules_updp import EPS, batch_norm
 
 __all__ = [
     "Closing",

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from updp_hf.core.graph.calls import Call, Graph, contracted, is_weighted, stock_modules
+from updp_hf.core.graph.forward import Forward
 from updp_hf.core.graph.roles import Part, Role, bends, is_pointwise, part_of, recalibrated_axis
-from updp_hf.model.layout_updp import unwrap
+from updp_hf.model.modules_updp import unwrap
 
 __all__ = ["Structure", "has_children"]
 
@@ -19,10 +20,17 @@ MIN_PLAIN = 4
 
 
 class Structure:
-    """What a graph says of a model. The finders of runs, branches and blocks read it."""
+    """What a graph and one forward say of a model: read once, and handed to whatever asks for sites.
 
-    def __init__(self, model: nn.Module, graph: Graph):
+    Args:
+        model: gated or not; what is said is about the stock architecture.
+        graph: what `trace` returned for it.
+        forward: what `run_forward` returned for it.
+    """
+
+    def __init__(self, model: nn.Module, graph: Graph, forward: Forward):
         stock = stock_modules(model)
+        self.seen, self.macs = forward
         self.modules: Mapping[str, nn.Module] = dict(stock.values())  # by their stock path
         units = _units(self.modules, graph)
         self.graph = contracted(graph, units)
@@ -38,6 +46,7 @@ class Structure:
         self._blocks = set(self.blocks())
         for call in self.graph.calls:
             self._classify(call)
+        self._order = {call.path: index for index, call in reversed(list(enumerate(self.graph.calls)))}
 
     def blocks(self) -> list[str]:
         """Return the blocks in which there is a Linear or a convolution, in order."""
@@ -81,6 +90,14 @@ class Structure:
     def single_source(self, path: str, calls: list[Call]) -> Call | None:
         """Return the one call that feeds the module `path`, if what comes out has the shape of what went in."""
         return _single_source(self.graph, path, calls)
+
+    def part_at(self, path: str) -> Call | None:
+        """Return the call of the module `path` if it can take part in a run."""
+        return next((call for call in self.parts if call.path == path), None)
+
+    def place(self, path: str) -> int:
+        """Return when the module `path` is called, as the number of its call or of the first call within it."""
+        return self._order.get(path, self._order.get(self.graph.within(path)[0].path, 0))
 
     def has_live_children(self, call: Call) -> bool:
         """Return whether something is called inside the module that `call` is a call of."""
@@ -137,7 +154,7 @@ class Structure:
         if part is None:
             has_weights = call.inputs and any(True for _ in module.parameters())
             return f"({type(module).__name__}) is not affine in a way that is known" if has_weights else ""
-        if (count := self.graph.call_counts[call.path]) > 1 and not self._can_be_marked(call, part):
+        if (count := self.graph.call_counts[call.path]) > 1:
             return f"is called {count} times"
         if twins := [path for path, other in self.modules.items() if other is module and path != call.path]:
             return f"is the same module as {twins[0]!r}"
@@ -145,17 +162,6 @@ class Structure:
             return f"has its parameters read by {reader!r}"
         self.parts[call] = part
         return ""
-
-    def _can_be_marked(self, call: Call, part: Part) -> bool:
-        """Return whether a BatchNorm that feeds this call alone, and at once, can tell the activation to stay away."""
-        (source,) = call.inputs
-        feeds = source.is_leaf and source in self.parts and source.users == [call] and not source.is_output
-        at_once = source.operations[-1] in call.operations[0].all_input_nodes
-        return part.role is Role.ACTIVATION and feeds and at_once and self.parts[source].role is Role.DIAGONAL
-
-    def is_shared(self, call: Call) -> bool:
-        """Return whether the module of `call` is called elsewhere, too."""
-        return self.graph.call_counts[call.path] > 1
 
     def is_norm(self, call: Call) -> bool:
         """Return whether `call` is that of a norm."""

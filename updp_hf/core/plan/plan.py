@@ -3,20 +3,23 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
+from updp_hf.core.graph.structure import Structure
+from updp_hf.core.kinds import KINDS
+from updp_hf.core.plan.old_plans import upgraded
 from updp_hf.core.plan.schema import from_values
-from updp_hf.core.plan.site import Form, Site
+from updp_hf.core.plan.site import Site, Start
 from updp_hf.errors import PlanError, UPDPError
-from updp_hf.model.layout_updp import END_ACTIVATIONS, short
+from updp_hf.model.layout_updp import short
+from updp_hf.model.modules_updp import END_ACTIVATIONS
 
 __all__ = ["Plan", "library_versions"]
 
-FORMAT_VERSION = 1
-_TUPLES = ("run", "activations", "norms", "norm_channels", "shared", "marked", "cropped")
+FORMAT_VERSION = 2
 _LIBRARIES = ("updp-hf", "torch", "transformers", "timm")
 
 
@@ -36,7 +39,7 @@ class Plan:
     """The sites to close, in order of execution, and how each of them starts."""
 
     sites: tuple[Site, ...]
-    start: Literal["inherit", "fit"] = "inherit"
+    start: Start = "fit"
     """`inherit`: the pruned side shares the checkpoint's weights, as in UPDP; `fit`: it is a Linear or a convolution
     fitted to them, with a BatchNorm behind it that merging folds."""
     end_activation: str | None = None
@@ -53,28 +56,22 @@ class Plan:
                 f"The plan's end activation is {self.end_activation!r}, expected None or one of "
                 f"{sorted(END_ACTIVATIONS)}."
             )
-        dropped = next((site for site in self.sites if site.form is Form.BLOCK_DROP), None)
+        dropped = next((site for site in self.sites if site.drops_block), None)
         if self.end_activation is not None and dropped is not None:
             raise PlanError(
                 f"Nothing is left of {dropped} that an activation could follow: plan it without end_activation."
             )
-        for site in self.sites:
-            if site.outputs and site.form is Form.BRANCH_FIT:
-                raise PlanError(
-                    f"{site.container!r} returns a tuple of {site.outputs}, but the Linear fitted in its place would "
-                    "return one tensor: choose another form."
-                )
         slots: dict[str, Site] = {}
         around: dict[str, Site] = {}  # what those slots lie in
         for site in self.sites:
-            for slot in site.run:
+            for slot in site.slots:
                 clash = next((slots[path] for path in (slot, *_around(slot)) if path in slots), around.get(slot))
                 if clash is not None:
                     raise PlanError(
                         f"The sites {clash} and {site} overlap in {slot!r}, but a slot can be closed once: "
                         "leave one of them out of the plan."
                     )
-            for slot in site.run:
+            for slot in site.slots:
                 slots[slot] = site
                 around.update(dict.fromkeys(_around(slot), site))
 
@@ -85,7 +82,9 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
-        return {"format_version": FORMAT_VERSION, **json.loads(json.dumps(asdict(self)))}
+        document = json.loads(json.dumps(asdict(self)))
+        sites = [{"kind": site.kind, **values} for site, values in zip(self.sites, document["sites"], strict=True)]
+        return {"format_version": FORMAT_VERSION, **document, "sites": sites}
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Self:
@@ -95,20 +94,21 @@ class Plan:
             PlanError: the document is not a plan, or one of a newer format.
         """
         found = document.get("format_version") if isinstance(document, Mapping) else type(document).__name__
-        if type(found) is not int or found != FORMAT_VERSION:
+        if type(found) is not int or not 1 <= found <= FORMAT_VERSION:
             raise PlanError(
-                f"The plan has format version {short(found)}, but this version of updp_hf reads {FORMAT_VERSION}: "
-                "make the plan again, or install the version that wrote it."
+                f"The plan has format version {short(found)}, but this version of updp_hf reads {FORMAT_VERSION} and "
+                "older ones: make the plan again, or install the version that wrote it."
             )
         values = {name: value for name, value in document.items() if name != "format_version"}
         try:
-            sites = values.get("sites")
-            if isinstance(sites, list) and any(set(_TUPLES) - set(site) for site in sites if isinstance(site, Mapping)):
-                raise UPDPError(f"each site needs {', '.join(_TUPLES)}")
-            return from_values(cls, values)
+            if not isinstance(values.get("sites"), list):
+                raise UPDPError(f"its sites are {short(values.get('sites'))}")
+            sites = [_site(upgraded(site) if found == 1 else site) for site in values["sites"]]
+            start = {"start": "inherit"} if found == 1 else {}  # the default of then
+            return replace(from_values(cls, {**start, **values, "sites": []}), sites=tuple(sites))
         except PlanError:
             raise
-        except ValueError as error:
+        except UPDPError as error:
             raise PlanError(f"The plan cannot be read ({error}): was the file edited by hand?") from error
 
     def save(self, file: str | Path) -> None:
@@ -133,24 +133,28 @@ class Plan:
         """Return the SHA-256 of what the plan does to a model: equal for plans that prune alike."""
         kept = {k: v for k, v in self.to_dict().items() if k not in ("versions", "base_model", "revision")}
         for site in kept["sites"]:
-            del site["params_saved"], site["macs_saved"], site["seconds_saved"], site["tokens"]
+            del site["saving"]
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
-    def check(self, found: Iterable[Site]) -> None:
-        """Compare the plan with the sites that a model has.
+    def check(self, structure: Structure) -> None:
+        """Compare the plan with a model.
 
         Raises:
-            PlanError: a site of the plan is not among them.
+            PlanError: a site of the plan does not fit it.
         """
-        sites = list(found)
         for site in self.sites:
-            if site not in sites:
-                names = list(dict.fromkeys(str(s) for s in sites if s.form is site.form))
-                shown = ", ".join(names[:3]) + (f" … {names[-1]}" if len(names) > 3 else "") or f"none of {site.form}"
+            if reason := site.fits(structure):
                 raise PlanError(
-                    f"The plan names {site} with the slots {', '.join(site.run)}, but this model has the sites "
-                    f"{shown}: was the plan made for another checkpoint?"
+                    f"The plan closes {site}, which this model does not have, for {reason}: was the plan made for "
+                    "another checkpoint?"
                 )
+
+
+def _site(document: Any) -> Site:
+    if not isinstance(document, Mapping) or document.get("kind") not in [*KINDS]:
+        kind = document.get("kind") if isinstance(document, Mapping) else document
+        raise UPDPError(f"a site is of the kind {short(kind)}, expected one of {[*KINDS]}")
+    return from_values(KINDS[document["kind"]], {name: value for name, value in document.items() if name != "kind"})
 
 
 def _around(slot: str) -> Iterator[str]:

@@ -1,77 +1,134 @@
-"""The nouns of the search: a site, the form that closing it leaves, a refusal."""
+"""A site: one thing that can be removed from a model. Each kind of site is a class of its own, in a file of its own."""
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
+from typing import ClassVar, Literal
 
-__all__ = ["DEFAULT_FORM", "Form", "Refusal", "Site", "outermost"]
+from torch import nn
 
+from updp_hf.core.cost import LatencyTable
+from updp_hf.core.gates.gate import Gate
+from updp_hf.core.graph.structure import Structure
+from updp_hf.errors import PlanError
 
-class Form(StrEnum):
-    """What closing a site leaves behind."""
+__all__ = ["Saving", "Site", "Start", "Unsupported", "outermost"]
 
-    MERGE = "merge"
-    """Norms close to BatchNorms and other non-linearities to the identity, as in UPDP; the run becomes one Linear or
-    one convolution. All kernels but the largest are cropped to their centres where that is cheaper: ours."""
-    MERGE_KEEP_NORM = "merge-keep-norm"
-    """The same with the norm in front kept: ours, and HetDPT's choice."""
-    MERGE_WHOLE_KERNELS = "merge-whole-kernels"
-    """The same as `merge` with no kernel cropped: two 3×3 convolutions become one 5×5."""
-    BRANCH_FIT = "branch-fit"
-    """Any per-token branch, gated ones too, becomes one Linear fitted to it: ours."""
-    ATTENTION_DROP = "attention-drop"
-    """The attention branch becomes zero."""
-    BLOCK_DROP = "block-drop"
-    """The block becomes the identity."""
-
-    @property
-    def merges(self) -> bool:
-        """Whether a run of affine maps is folded into one."""
-        return self in (Form.MERGE, Form.MERGE_KEEP_NORM, Form.MERGE_WHOLE_KERNELS)
-
-
-DEFAULT_FORM = Form.MERGE_KEEP_NORM
-"""Measured: where there is a norm to keep, it keeps more accuracy than `merge` at the same latency."""
+Start = Literal["inherit", "fit"]
+"""How a pruned side starts: see `Plan.start`."""
 
 
 @dataclass(frozen=True)
-class Site:
-    """A place that can be closed. Paths are slots of the stock architecture."""
+class Saving:
+    """What removing a site saves; negative where the pruned model is the more expensive one."""
 
-    form: Form
-    block: str  # path of the enclosing block: the site's name for people
-    run: tuple[str, ...]  # slots in order of execution; one map is left of them
-    activations: tuple[str, ...] = ()  # those of `run` that close to the identity
-    norms: tuple[str, ...] = ()  # those of `run` that close to a BatchNorm
-    norm_channels: tuple[int, ...] = ()  # of each of `norms`
-    shared: tuple[str, ...] = ()  # activations that close at one of their calls, and are called elsewhere
-    marked: tuple[str, ...] = ()  # those of `run` that tell `shared` ones to
-    cropped: tuple[str, ...] = ()  # those of `run` that are cropped to their centre tap
-    container: str | None = None  # the one module that a branch or a block is
-    outputs: int = 0  # length of the tuple that `container` returns, 0 if it returns a tensor
-    channels: int = 0  # of what the block returns
-    channel_axis: int = -1  # of what the block returns, 1 or -1
-    tokens: int = field(default=0, compare=False)  # positions per image at which the site returns something
-    params_saved: int = field(default=0, compare=False)
-    macs_saved: int = field(default=0, compare=False)  # multiply-accumulates per image
-    seconds_saved: float | None = field(default=None, compare=False)  # of latency, where that was measured
+    macs: int = 0  # multiply-accumulates per image
+    parameters: int = 0
+    seconds: float | None = None  # of latency, where that was measured
 
     @property
-    def pays(self) -> bool:
-        """Whether closing the site makes the model cheaper; one that does not is taken by explicit plans only."""
-        return (self.macs_saved if self.seconds_saved is None else self.seconds_saved) > 0
+    def compute(self) -> float:
+        """What decides whether a site is worth removing: the latency where it was measured, else the MACs."""
+        return self.macs if self.seconds is None else self.seconds
+
+
+@dataclass(frozen=True)
+class Unsupported:
+    """A block that has no site of a form, and the reason."""
+
+    form: str
+    block: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Site(ABC):
+    """A place that can be closed. Paths are slots of the stock architecture.
+
+    A kind of site is a subclass with the methods below and a line in `updp_hf.core.kinds`. It says for itself where it
+    is found, whether it fits a model, which gates close it and what is left; everybody else loops over sites.
+    """
+
+    kind: ClassVar[str]
+    """What the JSON of a plan calls it."""
+    forms: ClassVar[Mapping[str, str]]
+    """What closing may leave: the name of each form, and one phrase for tables and cards."""
+    looked_for: ClassVar[str]
+    """What a block needs to have a site of this kind, for the reasons of those that have none."""
+    outcome: ClassVar[str]
+    """What becomes of its block, for pictures."""
+    drops_block: ClassVar[bool] = False
+    """Whether nothing is left of the block."""
+
+    form: str
+    block: str  # path of the enclosing block: the site's name for people
+    slots: tuple[str, ...]  # everything that it touches, in order of execution; sites that share a slot clash
+    channels: int = 0  # of what the block returns
+    channel_axis: int = -1  # of what the block returns, 1 or -1
+    saving: Saving = field(default=Saving(), compare=False)
+
+    def __post_init__(self) -> None:
+        if self.form not in self.forms:
+            raise PlanError(
+                f"A site of the kind {self.kind!r} has the form {self.form!r}, expected one of {[*self.forms]}."
+            )
+
+    @property
+    def left(self) -> str:
+        """What is left of the site, in one phrase."""
+        return self.forms[self.form]
+
+    @property
+    def closed(self) -> tuple[str, ...]:
+        """The slots whose function is taken away; empty if that is all of it."""
+        return ()
+
+    @property
+    def saves_compute(self) -> bool:
+        """Whether removing the site makes the model cheaper; a site that does not is taken by explicit plans only."""
+        return self.saving.compute > 0
+
+    @classmethod
+    def find(
+        cls, structure: Structure, form: str, latencies: LatencyTable | None = None
+    ) -> Iterator["Site | Unsupported"]:
+        """Yield, block by block, the sites of `form`, or the reason why there is none."""
+        for block in structure.blocks():
+            found: list[Site | Unsupported] = list(cls.find_in(structure, block, form, latencies))
+            yield from found or [cls.unsupported(structure, block, form)]
+
+    @classmethod
+    def unsupported(cls, structure: Structure, block: str, form: str) -> Unsupported:
+        """Say why `block` has no site of `form`."""
+        reasons = structure.reasons.get(block, []) or cls.why_none(structure, block)
+        return Unsupported(form, block, "; ".join([f"looked for {cls.looked_for}", *reasons[:3]]))
+
+    @classmethod
+    def why_none(cls, structure: Structure, block: str) -> list[str]:
+        """Return reasons of this kind's own why `block` has no site."""
+        return []
+
+    @classmethod
+    @abstractmethod
+    def find_in(
+        cls, structure: Structure, block: str, form: str, latencies: LatencyTable | None = None
+    ) -> Iterator["Site"]:
+        """Yield the sites in `block`; by their latency if `latencies` is given, else by their MACs."""
+
+    @abstractmethod
+    def fits(self, structure: Structure) -> str:
+        """Return "" if the model with this structure can be closed here, else the reason why not."""
+
+    @abstractmethod
+    def gates(self, model: nn.Module, start: Start) -> dict[str, Gate]:
+        """Build the gates that close the site, by their slots."""
+
+    @abstractmethod
+    def merged(self, model: nn.Module) -> dict[str, nn.Module]:
+        """Return what stands in the slots of the closed `model` after merging; a slot inside another goes with it."""
 
     def __str__(self) -> str:
         return f"{self.block} ({self.form})"
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """A block that has no site of a form, and why."""
-
-    form: Form
-    block: str
-    reason: str
 
 
 def outermost(paths: Sequence[str]) -> list[str]:
