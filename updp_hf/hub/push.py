@@ -17,7 +17,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # exported lazily
-from transformers import AutoModelForImageClassification, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, cached_file, logging
 
 from updp_hf.errors import HubError, UPDPError
@@ -25,6 +25,7 @@ from updp_hf.hub.folder import MERGED_FILES, save_processor
 from updp_hf.model.modeling_updp import UPDPForImageClassification
 from updp_hf.reporting.card import CARD_NAME, PICTURES, add_card, is_generated
 from updp_hf.reporting.report import REPORT_NAME, Report, report_in
+from updp_hf.surgery.model_io import load_classifier
 from updp_hf.training.checkpoints import is_training_checkpoint
 
 __all__ = ["HubError", "push_folder", "push_model"]
@@ -135,7 +136,7 @@ def _loaded(folder: Path) -> PreTrainedModel:
             f"{folder} holds no pruned model, expected the files that `UPDPTrainer.save_model` or `save_pretrained` "
             "writes: for a training checkpoint, run `updp-hf merge` first."
         )
-    model: PreTrainedModel = AutoModelForImageClassification.from_pretrained(folder)
+    model = load_classifier(folder)
     if not isinstance(model, UPDPForImageClassification) and not (folder / REPORT_NAME).is_file():
         raise UPDPError(
             f"{folder} holds a {type(model).__name__} that updp_hf has not pruned: push it by its own `push_to_hub`."
