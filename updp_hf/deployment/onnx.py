@@ -76,7 +76,7 @@ def export_onnx(folder: str | Path, *, batch_sizes: Sequence[int] = (1, 8), roun
     folder = Path(folder)
     model = load_classifier(folder, dtype=torch.float32).eval()  # the precision that every runtime has
     shape = _image_shape(folder, model)
-    _refuse_wrong_shape(model, shape)
+    _check_shape(model, shape)
     target = folder / ONNX_FILE
     with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as unfinished:
         file = Path(unfinished) / target.name
@@ -104,8 +104,8 @@ def _image_shape(folder: Path, model: nn.Module) -> tuple[int, int, int]:
 
 
 @torch.no_grad()
-def _refuse_wrong_shape(model: nn.Module, shape: Sequence[int]) -> None:
-    """Refuse a model that does not take images of `shape`, before the exporter says so in its own words.
+def _check_shape(model: nn.Module, shape: Sequence[int]) -> None:
+    """Check that the model takes images of `shape`, before the exporter says so in its own words.
 
     Raises:
         ExportError: it does not.
