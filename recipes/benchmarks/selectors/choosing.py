@@ -18,6 +18,7 @@ from updp_hf import Plan, recalibrate_batch_norms_
 from updp_hf.core.plan.budget import Choice
 from updp_hf.core.search import search
 from updp_hf.data.calibration_set import sample_and_rest
+from updp_hf.processes import split_over_processes
 from updp_hf.selection.score_history import ScoreHistory
 from updp_hf.selection.scores import closeness, label_fit
 from updp_hf.selection.selectors import least, selector_by_name, sensitivities, taylor_importances
