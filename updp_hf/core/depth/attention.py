@@ -48,10 +48,11 @@ class Attention(Site):
 
     @classmethod
     def why_none(cls, structure: Structure, block: str) -> list[str]:
-        return [
+        own = [
             f"{path!r} returns more than tensors, so zeros cannot stand in its place"
             for path in branches_in(structure, block, _is_attention)
         ]
+        return own + super().why_none(structure, block)
 
     def fits(self, structure: Structure) -> str:
         if reason := self.misplaced(structure):

@@ -55,10 +55,11 @@ class Branch(Site):
 
     @classmethod
     def why_none(cls, structure: Structure, block: str) -> list[str]:
-        return [
+        own = [
             f"{path!r} is called with or returns more than one tensor, so no Linear can stand in its place"
             for path in branches_in(structure, block, _is_per_token)
         ]
+        return own + super().why_none(structure, block)
 
     def fits(self, structure: Structure) -> str:
         if reason := self.misplaced(structure):

@@ -64,7 +64,7 @@ class Run(Site):
 
     @classmethod
     def why_none(cls, structure: Structure, block: str) -> list[str]:
-        return where_chains_end(structure, block)
+        return super().why_none(structure, block) or where_chains_end(structure, block)
 
     @classmethod
     def find_in(

@@ -102,13 +102,13 @@ class Site(ABC):
     @classmethod
     def unsupported(cls, structure: Structure, block: str, form: str) -> Unsupported:
         """Say why `block` has no site of `form`."""
-        reasons = structure.reasons.get(block, []) or cls.why_none(structure, block)
+        reasons = cls.why_none(structure, block)
         return Unsupported(form, block, "; ".join([f"looked for {cls.looked_for}", *reasons[:3]]))
 
     @classmethod
     def why_none(cls, structure: Structure, block: str) -> list[str]:
-        """Return reasons of this kind's own why `block` has no site."""
-        return []
+        """Return the reasons why `block` has no site, the most telling first."""
+        return structure.reasons.get(block, [])
 
     @classmethod
     @abstractmethod
