@@ -18,8 +18,8 @@ class LatencyArguments:
         metadata={"help": "Names of timm nets."},
     )
     form: str = field(
-        default=DEFAULT_FORM.value,
-        metadata={"help": "What closing a site leaves behind.", "choices": [form.value for form in Form]},
+        default=DEFAULT_FORM,
+        metadata={"help": "What closing a site leaves behind.", "choices": list(map(str, Form))},
     )
     levels: list[int] = field(
         default_factory=list,

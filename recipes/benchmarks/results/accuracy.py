@@ -86,14 +86,14 @@ def digits_recipe() -> list[str]:
     reports = digits_reports()
     first = next(iter(reports.values()))
     conditions, plan = first.latency_conditions, first.plan
-    options = {"form": plan["sites"][0]["form"], "start": plan["start"], "ramp_end": first.training["ramp_end"]}
+    options = {"form": plan["sites"][0]["form"], "start": plan["start"], "ramp_end": first.training.ramp_end}
     asked = "".join(f" --{k} {v}" for k, v in options.items() if v != getattr(UPDPTrainingArguments, k))
     cards = ", ".join(f"[{name}](digits_{name}/README.md)" for name in reports)
     text = f"""
         `accelerate launch recipes/digits.py --model MODEL{asked}`: small networks trained from scratch, half of their
-        blocks pruned. One run each, seed {first.seed}. Accuracy on {first.evaluated_on["images"]} held-out images.
-        Latency: {conditions["statistic"]}; {conditions["device"]}, {conditions["dtype"]}, {conditions["mode"]},
-        {conditions["threads"]} thread, torch {first.versions["torch"]}, transformers {first.versions["transformers"]}.
+        blocks pruned. One run each, seed {first.seed}. Accuracy on {first.evaluated_on.images} held-out images.
+        Latency: {conditions.statistic}; {conditions.device}, {conditions.dtype}, {conditions.mode},
+        {conditions.threads} thread, torch {first.versions["torch"]}, transformers {first.versions["transformers"]}.
         The images are small and easy: it shows that the whole way works, and promises nothing for yours. Their cards:
         {cards}."""
     table = {name: {row: fact(report) for row, fact in ROWS} for name, report in reports.items()}

@@ -15,8 +15,8 @@ class TrainingBenchmarkArguments:
         default_factory=lambda: ["deit_small", "convnext_tiny"], metadata={"help": "deit_small, convnext_tiny."}
     )
     form: str = field(
-        default=DEFAULT_FORM.value,
-        metadata={"help": "What closing a site leaves behind.", "choices": [form.value for form in Form]},
+        default=DEFAULT_FORM,
+        metadata={"help": "What closing a site leaves behind.", "choices": list(map(str, Form))},
     )
     num_pruned_blocks: int = field(default=6, metadata={"help": "Sites that are gated, spread over the depth."})
     image_size: int = field(default=224, metadata={"help": "Pixels along each side of an image."})
