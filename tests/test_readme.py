@@ -1,16 +1,18 @@
-"""The README: its examples run."""
+"""The README and the map of the code: their examples run."""
 
 import re
+from pathlib import Path
 
 from project import ROOT
 from tiny_training import RandomImages, vit
 from transformers import ViTImageProcessor
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README, MAP = ROOT / "README.md", ROOT / "updp_hf" / "README.md"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def blocks(language: str, *files: Path) -> list[str]:
+    text = "".join(file.read_text(encoding="utf-8") for file in files)
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
 def test_examples_run_one_after_another(tmp_path, monkeypatch):
@@ -27,7 +29,7 @@ def test_examples_run_one_after_another(tmp_path, monkeypatch):
     }
     # The hub and the length of training are all that differs from what is printed.
     swaps = {'"facebook/deit-small-patch16-224"': '"checkpoint"', "num_train_epochs=30": "max_steps=3, use_cpu=True"}
-    for block in blocks("python"):
+    for block in blocks("python", README, MAP):
         for printed, local in swaps.items():
             block = block.replace(printed, local)
         exec(compile(block, "README.md", "exec"), names)
@@ -37,7 +39,7 @@ def test_examples_run_one_after_another(tmp_path, monkeypatch):
 
 
 def test_the_two_commands_are_printed():
-    commands = blocks("bash")
+    commands = blocks("bash", README)
     assert commands == [
         "pip install '.[recipes]' && accelerate launch recipes/digits.py\n",
         "pip install '.[test]' && pytest\n",
