@@ -1,4 +1,8 @@
-"""The Trainer that prunes: gate, calibrate, anneal, merge, save, push."""
+"""The Trainer that prunes: gate, calibrate, anneal, merge, save, push.
+
+The file is longer than others because of the signatures and docstrings of the Trainer's public methods; what they do
+stands in functions elsewhere.
+"""
 
 import copy
 import os
