@@ -13,11 +13,12 @@ training argument of the pruning run is an option; `--config file.yaml` sets sev
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import datasets
 import torch
 from accelerate import PartialState
+from torch import nn
 from torchvision.transforms import v2
 from transformers import (
     AutoImageProcessor,
@@ -36,11 +37,14 @@ from transformers import (
 import updp_hf
 from updp_hf.data.made_here.digits import digits
 from updp_hf.recipe.command_line import parse_arguments
+from updp_hf.recipe.output import conditions_sentence, table_of, tell_progress_in_lines
 from updp_hf.reporting.measure import measure_costs
-from updp_hf.reporting.report import REPORT_NAME, Cost, Report
-from updp_hf.reporting.tables import side_by_side
+from updp_hf.reporting.provenance import with_card_facts
 
 LARGE_BATCH = 256
+FITTED = 256
+"""Images that the network without training is fitted to."""
+BEFORE, UNTRAINED, AFTER = "baseline", "pruned, no training", "pruned, fine-tuned"
 
 
 class Baseline(NamedTuple):
@@ -68,12 +72,7 @@ BASELINES = {
     ),
     "convnext": Baseline(
         ConvNextConfig(
-            num_stages=2,
-            hidden_sizes=[48, 96],
-            depths=[4, 4],
-            layer_scale_init_value=0.1,
-            patch_size=2,
-            image_size=16,
+            num_stages=2, hidden_sizes=[48, 96], depths=[4, 4], layer_scale_init_value=0.1, patch_size=2, image_size=16
         ),
         epochs=40,
         learning_rate=2e-3,
@@ -141,6 +140,14 @@ def to_inputs(batch: dict, processor: ViTImageProcessor, augment: v2.Transform) 
     return {"pixel_values": processor(images, return_tensors="pt")["pixel_values"], "labels": batch["label"]}
 
 
+def stock_arguments(args: DigitsArguments, folder: str, **others: Any) -> TrainingArguments:
+    """Return arguments for the stock Trainer, on the device and in the batches of `args`."""
+    same = ("per_device_train_batch_size", "per_device_eval_batch_size", "dataloader_pin_memory", "use_cpu")
+    return TrainingArguments(
+        folder, remove_unused_columns=False, **{name: getattr(args, name) for name in same}, **others
+    )
+
+
 def train_baseline(folder: Path, args: DigitsArguments) -> None:
     """Train a network from scratch and save it as an ordinary checkpoint."""
     config, epochs, learning_rate, _ = BASELINES[args.model]
@@ -149,20 +156,16 @@ def train_baseline(folder: Path, args: DigitsArguments) -> None:
     names = splits["train"].features["label"].names
     config.id2label = dict(enumerate(names))
     config.label2id = {name: index for index, name in enumerate(names)}
-    baseline_args = TrainingArguments(
-        output_dir=str(folder),
+    baseline_args = stock_arguments(
+        args,
+        str(folder),
         num_train_epochs=args.baseline_epochs or epochs,
         learning_rate=learning_rate,
-        per_device_train_batch_size=args.per_device_train_batch_size,
-        per_device_eval_batch_size=args.per_device_eval_batch_size,
         weight_decay=args.weight_decay,
         warmup_steps=0.1,
         lr_scheduler_type="cosine",
         save_strategy="no",
         logging_steps=0.125,
-        remove_unused_columns=False,
-        dataloader_pin_memory=args.dataloader_pin_memory,
-        use_cpu=args.use_cpu,
         seed=args.seed,
         report_to=args.report_to,
     )
@@ -178,31 +181,30 @@ def train_baseline(folder: Path, args: DigitsArguments) -> None:
 
 def evaluate(model: PreTrainedModel, test: datasets.Dataset, args: DigitsArguments) -> float:
     """Return the accuracy of `model` on held-out images."""
-    evaluation_args = TrainingArguments(
-        output_dir=args.output_dir,
-        per_device_eval_batch_size=args.per_device_eval_batch_size,
-        remove_unused_columns=False,
-        dataloader_pin_memory=args.dataloader_pin_memory,
-        use_cpu=args.use_cpu,
-    )
-    trainer = Trainer(model=model, args=evaluation_args, compute_metrics=updp_hf.compute_accuracy)
+    trainer = Trainer(model, stock_arguments(args, args.output_dir), compute_metrics=updp_hf.compute_accuracy)
     return trainer.evaluate(test)["eval_accuracy"]
+
+
+def prune_without_training(baseline: PreTrainedModel, train: datasets.Dataset, count: int, form: str) -> nn.Module:
+    """Return `baseline` with `count` blocks pruned and fitted in closed form, which takes no training."""
+    images = torch.stack(list(train.select(range(FITTED))[:]["pixel_values"]))
+    return updp_hf.prune(baseline, [images], updp_hf.Budget(num_blocks=count), form=form)
 
 
 def main() -> None:
     (args,) = parse_arguments(DigitsArguments)
+    tell_progress_in_lines()
     set_seed(args.seed)
     say = PartialState().print  # on the main process only
-    folder = Path(args.output_dir)
-    baseline_folder = folder / "baseline"
+    folder, baseline_folder = (Path(args.output_dir, name) for name in ("", "baseline"))
 
-    say(f"\n1. Train the baseline ({args.model}) on the digits.")
+    say(f"1. Train the baseline, a small {args.model}, on handwritten digits.")
     train_baseline(baseline_folder, args)
     processor = AutoImageProcessor.from_pretrained(baseline_folder)
     baseline = AutoModelForImageClassification.from_pretrained(baseline_folder)
     splits = load_splits(processor, args.seed)
 
-    say(f"\n2. Prune the checkpoint in {baseline_folder} while fine-tuning it.")
+    say("\n2. Choose the blocks to prune, and close them while fine-tuning.")
     trainer = updp_hf.UPDPTrainer(
         model=AutoModelForImageClassification.from_pretrained(baseline_folder),
         args=args,
@@ -214,46 +216,37 @@ def main() -> None:
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     say(f"   Pruned: {', '.join(trainer.plan.blocks)}.")
 
-    say(f"\n3. Merge, save in {folder}, load again.")
-    trainer.save_model()
-    merged = AutoModelForImageClassification.from_pretrained(folder)
+    say("\n3. Merge what is left of them.")
+    merged = trainer.merge()
+    say(f"   Merged and closed logits differ by {merged.config.merge_error:.0e} of their scale.")
 
-    say("\n4. As many blocks without any training, each fitted in closed form to 256 images.")
-    images = splits["train"].select(range(256))[:]["pixel_values"]
-    as_many = updp_hf.Budget(num_blocks=len(trainer.plan.sites))
-    untrained = updp_hf.prune(baseline, [torch.stack(list(images))], as_many, form=args.form)
+    say(f"\n4. Prune as many blocks without any training, each fitted in closed form to {FITTED} images.")
+    untrained = prune_without_training(baseline, splits["train"], len(trainer.plan.sites), args.form)
 
-    models = {"baseline": baseline, "pruned, no training": untrained, "pruned with UPDP": merged}
+    say("\n5. Evaluate and measure all three.")
+    models = {BEFORE: baseline, UNTRAINED: untrained, AFTER: merged}
     metrics = {name: {"accuracy": evaluate(model, splits["test"], args)} for name, model in models.items()}
+    report = None
     if args.process_index == 0:
         costs, conditions = measure_costs({k: m.cpu() for k, m in models.items()}, batch_sizes=(1, LARGE_BATCH))
-        print(f"\n{summary(metrics, costs, merged)}\n\nLatency: {conditions}. Report: {folder / REPORT_NAME}")
+        print(f"\n{table_of(costs, metrics)}\n\n{conditions_sentence(conditions)}")
         report = replace(
-            Report.load(folder),
-            before=costs["baseline"],
-            after=costs["pruned with UPDP"],
+            with_card_facts(trainer.report(merged, batch_sizes=()), dataset="scikit-learn's digits, a quarter of them"),
+            before=costs[BEFORE],
+            after=costs[AFTER],
             latency_conditions=conditions,
-            metrics_before=metrics["baseline"],
-            metrics_after=metrics["pruned with UPDP"],
-            metrics_without_training=metrics["pruned, no training"],
+            metrics_before=metrics[BEFORE],
+            metrics_after=metrics[AFTER],
+            metrics_without_training=metrics[UNTRAINED],
         )
-        report.save(folder)
-    trainer.create_model_card(dataset="scikit-learn's digits, a quarter of them")
+    say(f"Accuracy on {len(splits['test'])} held-out images; {len(trainer.plan.sites)} blocks are pruned.\n")
+    say("6. Save the pruned model, and load it again.")
+    trainer.save_model(report=report)
+    loaded = AutoModelForImageClassification.from_pretrained(folder)
+    say(f"   Held-out accuracy of what was loaded: {evaluate(loaded, splits['test'], args):.2%}.\n")
+    say(f"The pruned model is in {folder}, its card in {folder / 'README.md'}, the baseline in {baseline_folder}.")
     if args.push_to_hub:
-        trainer.push_to_hub()
-
-
-def summary(metrics: dict[str, dict[str, float]], costs: dict[str, Cost], merged: PreTrainedModel) -> str:
-    """Return the table of all models, each with its speed-up over the baseline."""
-    columns = {}
-    for name, cost in costs.items():
-        columns[name] = {"held-out accuracy": f"{100 * metrics[name]['accuracy']:.2f} %", **cost.facts()}
-        for size, seconds in cost.latency.items():
-            columns[name][f"speed-up, batch {size}"] = f"{costs['baseline'].latency[size] / seconds:.2f}×"
-        columns[name]["blocks pruned"] = "0" if name == "baseline" else str(len(merged.config.plan["sites"]))
-        columns[name]["merge error"] = "-"
-    columns["pruned with UPDP"]["merge error"] = f"{merged.config.merge_error:.1e}"
-    return side_by_side(columns)
+        say(f"Pushed: {trainer.push_to_hub()}")
 
 
 if __name__ == "__main__":

@@ -245,7 +245,7 @@ WRONG = {
     no_weights: (NO_CLASSIFIER + "Error no file named model.safetensors", ADVICE),
     damaged_weights: (NO_CLASSIFIER, ADVICE),
     pointer_to_weights: (NO_CLASSIFIER, ADVICE),
-    lost_weights: (NO_CLASSIFIER + "The weights in", ADVICE),
+    lost_weights: ("updp-hf: The weights in {} do not fit its configuration (", "or ask who made it.\n"),
     unknown_architecture: (NO_CLASSIFIER + "The model architecture 'nonesuch' is not supported", ADVICE),
     no_head: (
         "updp-hf: '{}' has no weights that fit classifier.bias, classifier.weight of ViTForImageClassification.",

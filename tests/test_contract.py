@@ -192,6 +192,12 @@ def test_every_block_has_a_site_or_a_reason(row: TinyModel):
         assert not sites & unsupported
 
 
+@pytest.mark.parametrize("row", TINY_MODELS, ids=str)
+def test_what_is_found_fits(row: TinyModel):
+    reasons = [site.fits(structure_of(row.name)) for site in sites_of(row.name)]
+    assert set(reasons) <= {""}
+
+
 @each([case for case in CASES if case.model in ("vit", "swin") or case in VARIED])
 def test_sites_are_found_again_in_a_gated_model(case: Case):
     expected = [site for site in sites_of(case.model) if site.form == case.form]

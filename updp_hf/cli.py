@@ -6,14 +6,12 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]  # exported lazily
-from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoImageProcessor, PreTrainedModel
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, logging
 
 from updp_hf.core.cost import measure_latency
@@ -25,17 +23,14 @@ from updp_hf.hub.push import push_folder
 from updp_hf.reporting.card import CARD_NAME, add_card, is_generated, write_card
 from updp_hf.reporting.measure import measure_costs, report_in, report_of
 from updp_hf.reporting.report import REPORT_NAME, Report
-from updp_hf.reporting.sites_table import few, sites_table
+from updp_hf.reporting.sites_table import sites_table
 from updp_hf.reporting.tables import latency_facts, side_by_side, speed_ups
 from updp_hf.surgery.gate import plan_of, without_gates
 from updp_hf.surgery.merge import merge
-from updp_hf.surgery.model_io import example_inputs_of
+from updp_hf.surgery.model_io import example_inputs_of, load_classifier
 from updp_hf.training.checkpoints import gated_model_in
 
 __all__ = ["main"]
-
-_UNLOADABLE = (OSError, ValueError, ImportError, RuntimeError, SafetensorError, UnpicklingError)
-"""What loading raises: no such model, none that is known here, damaged weights."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -236,24 +231,8 @@ def _refuse_no_folder(folder: Path) -> None:
 
 
 def _load(name: str) -> PreTrainedModel:
-    """Load an image classifier.
-
-    Raises:
-        ValueError: there is none, or the checkpoint lacks some of its weights, such as the head's.
-    """
-    is_folder = Path(name).is_dir()
-    expected = "Give a folder that `save_pretrained` wrote, or a Hub id, of an image classifier."
-    try:
-        # What does not fit is ignored here, because it is refused by name below.
-        options = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-        model, info = AutoModelForImageClassification.from_pretrained(name, **options)
-    except _UNLOADABLE as error:
-        where = f"the folder {name!r}" if is_folder else f"{name!r}, which is no folder here and was taken for a Hub id"
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise UPDPError(f"No image classifier could be loaded from {where}: {reason}. {expected}") from error
-    if lacking := sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}):
-        raise UPDPError(f"{name!r} has no weights that fit {few(lacking)} of {type(model).__name__}. {expected}")
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")  # where the Trainer puts it
+    """Load an image classifier to where the Trainer puts it."""
+    return load_classifier(name).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A schedule is a function of progress, a policy one of the step; neither remembers anything."""
+"""Schedules are functions of progress or of the step, and remember nothing."""
 
 import math
 import random
@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from updp_hf.core.schedule import anneal, ramp, sandwich
+from updp_hf.core.schedule import ramp, sandwich
 
 STEPS = [i / 40 for i in range(41)]
 GOLDEN = [(), (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11), (5, 6, 7, 8, 10), (4,), (4, 5, 11)]
@@ -49,25 +49,6 @@ def test_a_ramp_outside_of_training_is_refused(start, end):
 def test_an_unknown_shape_is_refused():
     with pytest.raises(ValueError, match=r"'sigmoid', expected one of .*cosine"):
         ramp("sigmoid")
-
-
-def test_every_gate_follows_the_schedule():
-    policy = anneal(["a", "b.c"], ramp(end=0.5))
-    assert policy(0, 100) == {"a": 0.0, "b.c": 0.0}
-    assert policy(25, 100) == {"a": 0.5, "b.c": 0.5}
-    assert policy(50, 100) == policy(100, 100) == {"a": 1.0, "b.c": 1.0}
-    assert policy(101, 100) == policy(100, 100)  # an evaluation behind the last step
-
-
-def test_a_policy_is_a_function_of_the_step():
-    steps = [70, 3, 3, 99, 0, 41]
-    one, other = anneal(["a"], ramp("cosine")), anneal(["a"], ramp("cosine"))
-    in_order = {step: one(step, 100) for step in sorted(steps)}
-    assert [other(step, 100) for step in steps] == [in_order[step] for step in steps]
-
-
-def test_training_of_no_steps_has_a_lambda():
-    assert anneal(["a"], ramp())(0, 0) == {"a": 0.0}
 
 
 # the sandwich rule

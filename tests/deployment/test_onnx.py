@@ -22,7 +22,7 @@ from transformers import (
 from updp_hf import Form, Plan, find_sites, gate_
 from updp_hf.deployment import runtimes
 from updp_hf.deployment.onnx import OnnxExport, export_onnx
-from updp_hf.errors import ExportError
+from updp_hf.errors import ExportError, UPDPError
 from updp_hf.surgery.model_io import logits_of
 from updp_hf.training.checkpoints import save_checkpoint
 
@@ -214,7 +214,7 @@ def test_missing_library_is_asked_for(library, tmp_path, monkeypatch):
 
 
 def test_folder_without_a_model_is_refused(tmp_path):
-    with pytest.raises(ExportError, match=r"nowhere holds no config\.json"):
+    with pytest.raises(UPDPError, match=r"nowhere holds no config\.json"):
         export_onnx(tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
     with pytest.raises(ValueError, match=r"holds no config\.json"):
@@ -231,7 +231,7 @@ def test_training_checkpoint_is_refused(tmp_path):
 
 def test_model_without_a_head_is_refused(tmp_path):
     ViTModel(ViTConfig(**HF_FFN)).save_pretrained(tmp_path)
-    with pytest.raises(ExportError, match=r"no weights for classifier\.bias, .* so it gives no logits"):
+    with pytest.raises(UPDPError, match=r"no weights that fit classifier\.bias, .* of ViTForImageClassification"):
         export_onnx(tmp_path)
 
 

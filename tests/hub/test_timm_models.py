@@ -19,7 +19,6 @@ from transformers import (
     pipeline,
 )
 
-import updp_hf.hub.timm_models  # noqa: F401  # registers
 from updp_hf import UPDPConfig, UPDPForImageClassification
 
 DATA = {

@@ -1,4 +1,4 @@
-"""What a layout may say, what stands in the slots afterwards, and what a stranger's file may not do."""
+"""What a layout may say, what stands in the slots afterwards, and what an untrusted file may not do."""
 
 import json
 
@@ -9,7 +9,16 @@ from torch.testing import assert_close
 
 from updp_hf.core.gates.gate import Blend
 from updp_hf.model.layout_updp import MAX_FEATURES, MAX_KERNEL, apply_layout_, get_slot, layout_of, set_slot
-from updp_hf.model.modules_updp import ChannelBatchNorm, EndActivation, Skip, Zero, batch_norm, first_tensor
+from updp_hf.model.modules_updp import (
+    ChannelBatchNorm,
+    EndActivation,
+    LetPass,
+    PassNext,
+    Skip,
+    Zero,
+    batch_norm,
+    first_tensor,
+)
 
 
 class Block(nn.Module):
@@ -126,19 +135,17 @@ def test_a_batch_norm_normalises_the_channels_of_its_axis():
 
 
 @pytest.mark.parametrize("act", [nn.ReLU(), nn.ReLU(inplace=True), nn.Sequential(nn.SiLU(inplace=True))], ids=repr)
-def test_an_activation_lets_pass_what_is_marked_and_nothing_else(act):
-    net = nn.ModuleDict({"mark": Mark(), "act": act})
-    let_marked_pass_(net, "act")
-    let_marked_pass_(net, "act")  # which changes nothing any more
-    assert isinstance(net["act"], UnlessMarked)
+def test_of_an_activation_called_twice_one_call_may_be_pruned_as_by_release_0_1(act):
+    net = nn.ModuleDict({"norm": nn.BatchNorm2d(4), "act": act})
+    apply_layout_(net, {"norm": {"kind": "mark"}, "act": {"kind": "unless_marked"}})
     if isinstance(act, nn.Sequential):
         assert get_slot(net, "act.0") is act[0]  # the slots of the stock architecture stay where they are
     expected = act(X.clone())
-    x = X.clone()
-    assert torch.equal(net["act"](net["mark"](x)), X)
-    assert torch.equal(net["act"](x), expected)  # the mark holds for one call
-    assert torch.equal(net["act"](X + 0), expected)
-    assert torch.equal(net["act"](net["mark"](X + 0) * 1), expected)  # and for the value itself
+    for change in (lambda x: x, torch.clone):  # what is between the two, as a hook that copies, changes nothing
+        x = X.clone()
+        assert torch.equal(net["act"](change(net["norm"](x))), X)
+        assert torch.equal(x, X)  # what passes stays as it is
+        assert torch.equal(net["act"](X.clone()), expected)  # one call passes, and the next does not
 
 
 def test_an_end_activation_follows_the_block_and_takes_over_its_mode():
@@ -182,6 +189,19 @@ def test_what_a_layout_says_of_a_module_builds_its_like(make):
         assert torch.equal(built(x), module(x))
 
 
+@pytest.mark.parametrize("module", [nn.Identity(), Zero(2), Skip(), Skip(1)], ids=repr)
+def test_what_a_layout_says_of_a_module_without_weights_builds_its_like(module):
+    net = Net()
+    apply_layout_(net, {"blocks.0.mlp": json.loads(json.dumps(layout_of(module)))})
+    built = net.blocks[0].mlp
+    assert (type(built), vars(built).get("outputs")) == (type(module), vars(module).get("outputs"))
+
+
+def test_of_a_module_that_no_layout_knows_it_says_so():
+    with pytest.raises(ValueError, match=r"no kind for LayerNorm, expected one of .*'conv2d'"):
+        layout_of(nn.LayerNorm(4))
+
+
 def test_a_layout_says_which_axis_the_channels_of_a_block_s_end_are_on():
     net = Net()
     apply_layout_(net, {"blocks.0": END, "blocks.1": END | {"channel_axis": 1}})
@@ -191,12 +211,12 @@ def test_a_layout_says_which_axis_the_channels_of_a_block_s_end_are_on():
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_a_layout_marks_what_an_activation_is_to_let_pass(order):
+def test_a_layout_of_release_0_1_says_which_call_an_activation_lets_pass(order):
     net = Net()
     layout = {"blocks.0.norm": {"kind": "mark"}, "blocks.0.mlp.act": {"kind": "unless_marked"}}
     apply_layout_(net, dict(list(layout.items())[::order]))
-    assert isinstance(net.blocks[0].norm, Mark)
-    assert isinstance(net.blocks[0].mlp["act"], UnlessMarked)
+    assert isinstance(net.blocks[0].norm, PassNext)
+    assert isinstance(net.blocks[0].mlp["act"], LetPass)
     assert isinstance(net.blocks[0].mlp["act"].activation, nn.GELU)
 
 

@@ -442,8 +442,7 @@ VIT = {
     "more digits than a float has": (base(layer_norm_eps=10**400), "layer_norm_eps = 1000"),
     "depths that add up": (base(**SWIN, depths=[2**19] * 4), "depths = .*, expected at most"),
     "blocks without end": (base(num_hidden_layers=2**20), "more than 8192 modules"),
-    "stages without end": (base(**SWIN, depths=[1000] * 4), "more than 8192 modules"),
-    "rates of drop path without end": (base(**SWIN, depths=[2**17] * 4), "computes a tensor of 524288 values"),
+    "stages without end": (base(**SWIN, depths=[1000] * 4), "more than 8192 modules|operations"),
     "a number to count up to": (base(num_hidden_layers=HUGE), "num_hidden_layers = 1000000000, expected at most"),
     "wider than any tensor": (base(hidden_size=HUGE), "hidden_size = 1000000000, expected at most"),
     "wider than the weights": (base(hidden_size=2**20), "mismatched keys"),
@@ -451,7 +450,7 @@ VIT = {
         base(hidden_size=2**16, intermediate_size=2**16, num_hidden_layers=100),
         "cannot be|mismatched|describes a model",
     ),
-    "many more blocks than weights": (base(num_hidden_layers=1024, intermediate_size=2**16), "mismatched|describes"),
+    "many more blocks than weights": (base(num_hidden_layers=256, intermediate_size=2**16), "mismatched|describes"),
     "images too large for the weights": (base(image_size=2**15), "mismatched keys"),
     "a slot inside what is no mapping": (
         top(layout={"vit.layers.1.mlp": {"kind": "mark"}, "vit.layers.1": "x"}),
@@ -686,13 +685,13 @@ def test_what_is_no_report_is_refused(value):
 
 PLANS = {
     "a truth for a version": {"format_version": True},
-    "text for slots": {"run": "abc"},
-    "numbers for slots": {"run": [1]},
+    "text for slots": {"slots": "abc"},
+    "numbers for slots": {"slots": [1]},
     "text for a number": {"channels": "16"},
-    "a truth for a number": {"outputs": True},
+    "a truth for a number": {"channel_axis": True},
     "a number for a block": {"block": 3},
     "a list for a block": {"block": ["a"]},
-    "an endless path": {"run": [".".join("a" * 10**6)]},
+    "an endless path": {"slots": [".".join("a" * 10**6)]},
 }
 
 
@@ -705,7 +704,7 @@ def test_what_is_no_plan_is_refused(folders, change):
 
 def test_a_plan_of_many_sites_takes_no_time(folders):
     plan = json.loads((folders["vit"] / CONFIG).read_text())["plan"]
-    plan["sites"] = [plan["sites"][0] | {"run": [f"a.{i}"]} for i in range(10**4)]
+    plan["sites"] = [plan["sites"][0] | {"slots": [f"a.{i}"]} for i in range(10**4)]
     start = time.process_time()
     assert len(Plan.from_dict(plan).sites) == 10**4
     assert time.process_time() - start < 5

@@ -18,9 +18,10 @@ import datasets
 import torch
 import transformers
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
-from transformers import ViTConfig
 
-from updp_hf.recipe.run import prepare, prune, recipe_arguments
+from updp_hf.recipe.arguments import recipe_arguments
+from updp_hf.recipe.prepare import prepare
+from updp_hf.recipe.run import prune
 from updp_hf.training.checkpoints import last_checkpoint
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "deit_tiny.py"
@@ -41,23 +42,25 @@ OPTIONS = {
     "distillation": "soft",
     "disable_tqdm": True,
 }
+TINY = {
+    "model_type": "vit",
+    "hidden_size": 16,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "patch_size": 4,
+    "image_size": 8,
+    "hidden_dropout_prob": 0.1,
+}
 PHASES = {"supernet", "search", "ramp", "fine-tuning"}
 EVENTS = ("open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "shutil.rmtree")
 
 
 def run(folder: Path) -> None:
-    options = [part for name, value in OPTIONS.items() for part in (f"--{name}", str(value))]
+    options = ["--tiny", json.dumps(TINY)]
+    options += [part for name, value in OPTIONS.items() for part in (f"--{name}", str(value))]
     arguments = recipe_arguments(RECIPE, ["--smoke", "--output_dir", str(folder), *options])
-    tiny = ViTConfig(
-        hidden_size=16,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        intermediate_size=32,
-        patch_size=4,
-        image_size=8,
-        hidden_dropout_prob=0.1,
-    )
-    prune(prepare(*arguments, tiny), arguments[1])
+    prune(prepare(*arguments), arguments[1])
 
 
 class Life:

@@ -272,7 +272,7 @@ def test_a_fit_does_less_harm_than_the_weights_inherited():
     assert sum(fitted) < 0.7 * sum(inherited)
 
 
-@pytest.mark.parametrize("name", ["swinv2", "timm-swinv2"])
+@pytest.mark.parametrize("name", ["swinv2", pytest.param("timm-swinv2", marks=pytest.mark.slow)])
 def test_harm_is_measured_where_the_norm_stands_behind_the_branch(name):
     model = tiny_model(name)
     sites = sites_of(name)[-2:]

@@ -10,7 +10,8 @@ from updp_hf import Form, Plan, UPDPForImageClassification, find_sites, gate_, m
 from updp_hf.surgery.model_io import example_inputs_of, logits_of
 from updp_hf.surgery.stock import without_blocks
 
-ISOTROPIC = ["vit", "deit", "deit-teacher", "dinov2", "dinov2-swiglu", "beit", "timm-wrapper"]
+ISOTROPIC = ["vit", "timm-wrapper"]
+ALIKE = ["deit", "deit-teacher", "dinov2", "dinov2-swiglu", "beit"]
 
 
 def dropped(name, numbers):
@@ -36,7 +37,7 @@ def test_blocks_with_names_have_no_configuration_field():
 
 
 @pytest.mark.parametrize("numbers", [[0], [1], [0, 2]], ids=str)
-@pytest.mark.parametrize("name", ISOTROPIC)
+@pytest.mark.parametrize("name", [*ISOTROPIC, *(pytest.param(name, marks=pytest.mark.slow) for name in ALIKE)])
 def test_isotropic_model_becomes_a_shallower_stock_model(name, numbers, tmp_path):
     closed, stock = dropped(name, numbers)
     assert type(stock) is type(closed)
@@ -48,7 +49,7 @@ def test_isotropic_model_becomes_a_shallower_stock_model(name, numbers, tmp_path
     assert_same_logits(closed, type(stock).from_pretrained(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["swin", "swinv2"])
+@pytest.mark.parametrize("name", ["swin", pytest.param("swinv2", marks=pytest.mark.slow)])
 def test_stage_loses_its_last_block(name, tmp_path):
     closed, stock = dropped(name, [1, 3])
     assert type(stock) is type(closed)

@@ -6,8 +6,7 @@ from tiny_training import RandomImages, assert_equal, last_two, resnet, trainer,
 from transformers import TrainerCallback
 
 from updp_hf import Plan, find_sites, gate_
-from updp_hf.core.gates.gate import gates
-from updp_hf.surgery.gate import set_lambdas_
+from updp_hf.core.gates.gate import gates, set_lambda_
 from updp_hf.training.averaging import WeightAverage
 
 DECAY = 0.75
@@ -50,7 +49,7 @@ def test_the_model_has_the_average_within_and_its_own_weights_afterwards():
 def test_lambda_is_not_averaged():
     model = gated()
     average = WeightAverage(model, DECAY)
-    set_lambdas_(model, {path: 1.0 for path, _ in gates(model)})
+    set_lambda_(model, 1.0)
     average.on_step_end()
     with average.in_place():
         assert {float(gate.lam) for _, gate in gates(model)} == {1.0}

@@ -22,12 +22,12 @@ from tiny_training import (
 from updp_hf import Form, Plan, calibrate_, find_sites, gate_, merge
 from updp_hf.core.gates.gate import gates
 from updp_hf.errors import PlanError
+from updp_hf.hub.folder import is_training_checkpoint
 from updp_hf.surgery.gate import plan_of
 from updp_hf.training import checkpoints
 from updp_hf.training.checkpoints import (
     AVERAGE_NAME,
     gated_model_in,
-    is_training_checkpoint,
     last_checkpoint,
     save_checkpoint,
     whole_or_none,

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
-from transformers.utils import CONFIG_NAME, logging
+from transformers import AutoImageProcessor
+from transformers.utils import logging
 
 from updp_hf.deployment.runtimes import (
     OnnxLibraries,
@@ -25,7 +25,7 @@ from updp_hf.errors import ExportError
 from updp_hf.reporting.measure import device_name
 from updp_hf.reporting.report import LatencyConditions, OnnxFacts
 from updp_hf.reporting.tables import latency_facts
-from updp_hf.surgery.model_io import image_shape_of, logits_of
+from updp_hf.surgery.model_io import image_shape_of, load_classifier, logits_of
 
 __all__ = ["OnnxExport", "export_onnx"]
 
@@ -69,15 +69,15 @@ def export_onnx(folder: str | Path, *, batch_sizes: Sequence[int] = (1, 8), roun
         rounds: how often each runtime runs at each batch size, the runtimes in turn.
 
     Raises:
-        ExportError: there is no image classifier in `folder`, it cannot be exported, or the logits differ.
-        ImportError: a library of the extra `onnx` is missing.
-        ValueError: the files in `folder` are no merged model, or damaged.
+        ExportError: the model cannot be exported, or the logits differ.
+        MissingLibraryError: a library of the extra `onnx` is missing.
+        UPDPError: there is no image classifier in `folder`, or its files are damaged.
     """
     libraries = onnx_libraries()
     folder = Path(folder)
-    model = _load(folder)
+    model = load_classifier(folder, dtype=torch.float32).eval()  # the precision that every runtime has
     shape = _image_shape(folder, model)
-    _refuse_wrong_shape(model, shape)
+    _check_shape(model, shape)
     target = folder / ONNX_FILE
     with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as unfinished:
         file = Path(unfinished) / target.name
@@ -90,25 +90,6 @@ def export_onnx(folder: str | Path, *, batch_sizes: Sequence[int] = (1, 8), roun
         del session  # some systems move no file that is open
         _move(Path(unfinished), target)
     return OnnxExport(target, opset, difference, latency, _conditions(rounds) if batch_sizes else None)
-
-
-def _load(folder: Path) -> PreTrainedModel:
-    """Load the classifier in float32, the precision that every runtime has.
-
-    Raises:
-        ExportError: there is none, or weights of it are missing, as those of the head of a feature extractor are.
-    """
-    if not (folder / CONFIG_NAME).is_file():
-        raise ExportError(f"{folder} holds no {CONFIG_NAME}: give the folder that a model was saved in.")
-    model, info = AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    missing = sorted(map(str, info["missing_keys"]))
-    if missing:
-        raise ExportError(
-            f"The model in {folder} has no weights for {', '.join(missing[:3])}, so it gives no logits: train it as an "
-            "image classifier first."
-        )
-    loaded: PreTrainedModel = model.eval()
-    return loaded
 
 
 def _image_shape(folder: Path, model: nn.Module) -> tuple[int, int, int]:
@@ -124,8 +105,8 @@ def _image_shape(folder: Path, model: nn.Module) -> tuple[int, int, int]:
 
 
 @torch.no_grad()
-def _refuse_wrong_shape(model: nn.Module, shape: Sequence[int]) -> None:
-    """Refuse a model that does not take images of `shape`, before the exporter says so in its own words.
+def _check_shape(model: nn.Module, shape: Sequence[int]) -> None:
+    """Check that the model takes images of `shape`, before the exporter says so in its own words.
 
     Raises:
         ExportError: it does not.

@@ -1,31 +1,25 @@
 """To the Hub: the files of a merged model and nothing else, in one commit that is whole or not there."""
 
-import json
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    LocalTokenNotFoundError,
-    RepositoryNotFoundError,
-)
-from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # exported lazily
-from transformers import AutoModelForImageClassification, PreTrainedModel
+from huggingface_hub.errors import HfHubHTTPError
+from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, cached_file, logging
 
 from updp_hf.errors import HubError, UPDPError
+from updp_hf.hub.failures import explained, status_of
 from updp_hf.hub.folder import MERGED_FILES, is_training_checkpoint, save_processor
 from updp_hf.model.modeling_updp import UPDPForImageClassification
 from updp_hf.reporting.card import CARD_NAME, PICTURES, add_card, is_generated
 from updp_hf.reporting.measure import report_in
 from updp_hf.reporting.report import REPORT_NAME, Report
+from updp_hf.surgery.model_io import load_classifier
 
 __all__ = ["HubError", "push_folder", "push_model"]
 
@@ -62,7 +56,7 @@ def push_folder(
         create_pr: open a pull request instead of committing to the branch.
 
     Raises:
-        HubError: the Hub refused or was not reached.
+        HubError: the Hub did not accept it, or was not reached.
         ValueError: `folder` holds no merged model.
     """
     folder = Path(folder)
@@ -135,7 +129,7 @@ def _loaded(folder: Path) -> PreTrainedModel:
             f"{folder} holds no pruned model, expected the files that `UPDPTrainer.save_model` or `save_pretrained` "
             "writes: for a training checkpoint, run `updp-hf merge` first."
         )
-    model: PreTrainedModel = AutoModelForImageClassification.from_pretrained(folder)
+    model = load_classifier(folder)
     if not isinstance(model, UPDPForImageClassification) and not (folder / REPORT_NAME).is_file():
         raise UPDPError(
             f"{folder} holds a {type(model).__name__} that updp_hf has not pruned: push it by its own `push_to_hub`."
@@ -158,7 +152,7 @@ def _push(
 ) -> CommitInfo:
     """Upload `folder` with a card of `report`; `safe` says in an error that nothing is lost."""
     api = HfApi(token=token)
-    with _explained(repo_id, safe):
+    with explained(repo_id, safe):
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if private and not api.repo_info(repo_id).private:
             raise HubError(
@@ -168,7 +162,7 @@ def _push(
             api.create_branch(repo_id, branch=revision, exist_ok=True)
     with tempfile.TemporaryDirectory() as staged:
         files = _files(folder, report, repo_id, Path(staged))
-        with _explained(repo_id, safe):
+        with explained(repo_id, safe):
             for attempt in range(1, ATTEMPTS + 1):
                 head = api.repo_info(repo_id, revision=revision).sha
                 try:
@@ -182,7 +176,7 @@ def _push(
                         parent_commit=head,  # else two pushes at once could leave a mixture of both
                     )
                 except HfHubHTTPError as error:
-                    if _status(error) != 412 or attempt == ATTEMPTS:
+                    if status_of(error) != 412 or attempt == ATTEMPTS:
                         raise
                     logger.info("Somebody else pushed to %s meanwhile: once more.", repo_id)
     raise AssertionError
@@ -220,42 +214,3 @@ def _operations(
             files = {name: path for name, path in files.items() if name != CARD_NAME}
     additions = [CommitOperationAdd(name, path) for name, path in sorted(files.items())]
     return [*additions, *(CommitOperationDelete(name) for name in sorted(stale))]
-
-
-@contextmanager
-def _explained(repo_id: str, safe: str) -> Iterator[None]:
-    """Raise as `HubError` whatever the Hub, or the way to it, did not let through."""
-    try:
-        yield
-    except (HfHubHTTPError, httpx.TransportError, OSError, RuntimeError, json.JSONDecodeError) as error:
-        # The client wraps what happens while it uploads weights, and parses some answers before it checks them.
-        cause = error.__cause__ if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception) else error
-        raise HubError(f"{_reason(cause, repo_id)} {safe}: push it again then.") from error
-
-
-def _status(error: Exception) -> int | None:
-    response = getattr(error, "response", None)
-    return None if response is None else int(response.status_code)
-
-
-def _reason(error: Exception, repo_id: str) -> str:
-    """Return what happened and what to do, as a sentence."""
-    status = _status(error)
-    if status == 401 or isinstance(error, LocalTokenNotFoundError):
-        return "The Hub does not accept the token, or there is none (401): run `hf auth login`, or pass `token`."
-    if status == 403:
-        return f"The token may not write to {repo_id} (403): use one with write permission, or a repository of yours."
-    if status == 404 or isinstance(error, RepositoryNotFoundError):
-        return f"The Hub knows no {repo_id} (404), or the token may not see it: check user, name and revision."
-    if status == 412:
-        return f"Others keep pushing to {repo_id} (412): wait until they have finished."
-    if status == 429:
-        return "The Hub takes no more requests for now (429): wait some minutes."
-    if status is not None and status >= 500:
-        return f"The Hub has a problem ({status}): wait some minutes."
-    if status is None and isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError):
-        return f"A file could not be read or written ({error}): make room, or give permission."
-    if status is None:
-        return f"The connection to the Hub broke or was not made ({type(error).__name__}): check the network."
-    reason = str(error).strip().splitlines()
-    return f"The Hub refused the push to {repo_id} ({status}: {reason[-1] if reason else 'no reason given'})."

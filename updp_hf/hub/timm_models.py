@@ -112,10 +112,10 @@ def _model_args(config: UPDPConfig) -> dict[str, Any]:
 
 
 def _check(kwargs: Mapping[str, Any], overlay: Mapping[str, Any] | None, channels: int) -> None:
-    """Refuse arguments that a merged model cannot follow.
+    """Check for arguments that a merged model cannot follow.
 
     Raises:
-        ValueError: there is one.
+        UPDPError: there is one.
     """
     wrong = [name for name in kwargs if name not in (*_RATES, "in_chans")]
     if wrong:

@@ -2,7 +2,8 @@
 
 import argparse
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -40,11 +41,12 @@ def parse_arguments(
     finder.add_argument("--config", type=Path)
     found, rest = finder.parse_known_args(options)
     layers = [*under, *([] if found.config is None else [found.config]), *over]
-    values = _laid_over([_values_in(layer, parser) for layer in layers], rest, types)
-    for action in parser._actions:
-        action.required = action.required and action.dest not in values
+    known = {field.name: field for type_ in types for field in fields(type_) if field.init}
+    values = _laid_over([_values_in(layer, known.keys(), parser) for layer in layers], rest, types)
+    # What has no default is an option that has to be given: a file gives it in front of those of the command line.
+    needed = [name for name in values if known[name].default is known[name].default_factory is MISSING]
     parser.set_defaults(**values)
-    *parsed, _ = parser.parse_args_into_dataclasses(args=rest)
+    *parsed, _ = parser.parse_args_into_dataclasses(args=[*(f"--{name}={values[name]}" for name in needed), *rest])
     return tuple(parsed)
 
 
@@ -60,7 +62,7 @@ def _laid_over(layers: Iterable[Mapping[str, Any]], options: Sequence[str], type
     return values
 
 
-def _values_in(layer: Layer, parser: HfArgumentParser) -> Mapping[str, Any]:
+def _values_in(layer: Layer, known: Collection[str], parser: HfArgumentParser) -> Mapping[str, Any]:
     if isinstance(layer, Mapping):
         return layer
     if not layer.is_file():
@@ -68,7 +70,7 @@ def _values_in(layer: Layer, parser: HfArgumentParser) -> Mapping[str, Any]:
     content = yaml.safe_load(layer.read_text(encoding="utf-8")) or {}  # JSON is YAML too
     if not isinstance(content, dict):
         parser.error(f"--config {layer}: expected names and values, found a {type(content).__name__}")
-    unknown = sorted(set(content) - {action.dest for action in parser._actions})
+    unknown = sorted(set(content) - set(known))
     if unknown:
         parser.error(f"{layer} has the keys {', '.join(unknown)}, which are no options of this recipe: see --help")
     return content

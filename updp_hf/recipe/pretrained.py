@@ -18,6 +18,7 @@ from transformers.utils import logging
 
 from updp_hf.data.augmentation import inputs_of
 from updp_hf.errors import AccessError, UPDPError
+from updp_hf.surgery.model_io import load_classifier
 from updp_hf.training.checkpoints import appearing_whole
 
 __all__ = ["load_checkpoint", "load_teacher", "refuse_untrained", "save_tiny"]
@@ -62,16 +63,15 @@ def load_checkpoint(
                 "num_labels": len(labels),
                 "id2label": names,
                 "label2id": {label: index for index, label in names.items()},
-                "ignore_mismatched_sizes": True,
             }
         if drop_path_rate is not None:
             options |= _drop_path(config, drop_path_rate)
-        return AutoModelForImageClassification.from_pretrained(name, **options), processor
     except OSError as error:
         raise AccessError(
             f"The checkpoint {name} could not be reached ({str(error).splitlines()[0]}): connect, log in if it is "
             "gated, or give the folder of one with `--model_name_or_path`."
         ) from error
+    return load_classifier(name, may_have_new_head=True, **options), processor
 
 
 def load_teacher(name: str, labels: Sequence[str], processor: Any) -> PreTrainedModel:

@@ -3,19 +3,75 @@
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
+from transformers.utils import CONFIG_NAME
 
-from updp_hf.errors import UPDPError
+from updp_hf.errors import AccessError, UPDPError
 
-__all__ = ["base_model_of", "check_batches", "example_inputs_of", "image_shape_of", "logits_of", "model_inputs"]
+__all__ = [
+    "base_model_of",
+    "check_batches",
+    "example_inputs_of",
+    "image_shape_of",
+    "load_classifier",
+    "logits_of",
+    "model_inputs",
+]
 
+_UNLOADABLE = (ImportError, RuntimeError, SafetensorError, UnpicklingError, ValueError)
+"""What transformers raises for damaged files, unknown architectures and missing libraries."""
+_EXPECTED = "Give a folder that `save_pretrained` wrote, or a Hub id, of an image classifier."
 
 USUAL_SIZE = 224
 """Height and width of the images that a transformers model is taken to be for if it does not tell."""
+
+
+def load_classifier(name: str | Path, *, may_have_new_head: bool = False, **options: Any) -> PreTrainedModel:
+    """Load the image classifier `name`, with all of its weights.
+
+    Args:
+        name: a folder, or an id on the Hub; a `Path` is a folder.
+        may_have_new_head: whether the weights of the head may be missing, or be those of other classes.
+        **options: those of `AutoModelForImageClassification.from_pretrained`.
+
+    Raises:
+        AccessError: it cannot be reached, or its files cannot be read.
+        UPDPError: it is no image classifier, or weights of it are missing.
+    """
+    if isinstance(name, Path) and not (name / CONFIG_NAME).is_file():
+        raise AccessError(f"{name} holds no {CONFIG_NAME}: give the folder that a model was saved in.")
+    try:
+        # Weights that do not fit are accepted here, so that they can be named below.
+        model, info = AutoModelForImageClassification.from_pretrained(
+            name, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    except UPDPError:  # a pruned model, and what it says is clear
+        raise
+    except (OSError, *_UNLOADABLE) as error:
+        kind = AccessError if isinstance(error, OSError) else UPDPError
+        raise kind(_why_not_loaded(name, error)) from error
+    lacking = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    if may_have_new_head:
+        lacking -= {key for key, weight in model.state_dict().items() if weight.shape[:1] == (model.num_labels,)}
+    if lacking:
+        shown = ", ".join(sorted(map(str, lacking))[:3]) + (", …" if len(lacking) > 3 else "")
+        raise UPDPError(f"{str(name)!r} has no weights that fit {shown} of {type(model).__name__}. {_EXPECTED}")
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def _why_not_loaded(name: str | Path, error: Exception) -> str:
+    found = f"the folder {str(name)!r}"
+    taken = f"{str(name)!r}, which is no folder here and was taken for a Hub id"
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    where = found if Path(name).is_dir() else taken
+    return f"No image classifier could be loaded from {where}: {reason}. {_EXPECTED}"
 
 
 def image_shape_of(model: nn.Module) -> tuple[int, int, int]:

@@ -8,14 +8,15 @@ from timm.layers import BatchNormAct2d, LayerNorm2d, LayerScale2d, SqueezeExcite
 from timm.layers.grn import GlobalResponseNorm
 from torch import nn
 from torch.testing import assert_close
-from updp_hf.core.depth.finder import find as find_in
 
 from updp_hf import Form, Plan, calibrate_, find_sites, gate_, merge
 from updp_hf.core.cost import count_macs, count_parameters
-from updp_hf.core.gates.gate import gates
-from updp_hf.core.graph.calls import trace
-from updp_hf.core.graph.structure import Structure
+from updp_hf.core.depth.chains import chains_in, stretches_of
+from updp_hf.core.depth.runs import Run
+from updp_hf.core.gates.gate import set_lambda_
+from updp_hf.core.kinds import kind_of_form
 from updp_hf.core.plan.site import Site, Unsupported
+from updp_hf.surgery.find import read
 
 C, H = 4, 16
 SIZE = (9, 12)
@@ -74,13 +75,23 @@ def images(size=SIZE, count=1):
     return torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(0)).double()
 
 
-def found_in(net, form=Form.MERGE, size=SIZE, **options):
-    structure = Structure(net, trace(net, {"x": images(size)}))
-    return list(find_in(structure, form, **options))
+def found_in(net, form=Form.MERGE, size=SIZE):
+    return list(kind_of_form(form).find(read(net, {"x": images(size)}), form))
 
 
-def runs_of(net, form=Form.MERGE, **options):
-    return [site.slots for site in found_in(net, form, **options) if isinstance(site, Site)]
+def runs_of(net, form=Form.MERGE):
+    return [site.slots for site in found_in(net, form) if isinstance(site, Site)]
+
+
+def every_run_in(net, form=Form.MERGE):
+    """Return a run for each way to merge a stretch of a chain, block by block."""
+    structure = read(net, {"x": images()})
+    return [
+        Run.of(structure, block, form, chain, stretch)
+        for block in structure.blocks()
+        for chain in chains_in(structure, block)
+        for stretch in stretches_of(structure, chain, crops=form == Form.MERGE)
+    ]
 
 
 def dense_of(net, site):
@@ -126,10 +137,10 @@ def bottleneck():
 
 
 def test_a_basic_block_is_one_run_whose_second_kernel_is_cropped():
-    assert found_in(net_of(basic(), basic()))[0] == Site(
+    assert found_in(net_of(basic(), basic()))[0] == Run(
         Form.MERGE,
         "blocks.0",
-        run=slots(0, "conv1", "bn1", "act", "conv2", "bn2"),
+        slots(0, "conv1", "bn1", "act", "conv2", "bn2"),
         activations=slots(0, "act"),
         cropped=slots(0, "conv2"),
         channels=C,
@@ -141,7 +152,7 @@ def test_an_inverted_residual_is_one_run_of_three_convolutions():
     (site, _) = found_in(net_of(inverted(), inverted()))
     assert site.slots == slots(0, "expand", "bn1", "act1", "depthwise", "bn2", "act2", "project", "bn3")
     assert site.activations == slots(0, "act1", "act2")
-    assert (site.cropped, site.norms, site.tokens) == ((), (), SIZE[0] * SIZE[1])
+    assert (site.cropped, site.norms) == ((), ())
 
 
 @pytest.mark.parametrize("make", [basic, inverted])
@@ -151,11 +162,10 @@ def test_strides_and_other_widths_are_no_obstacle(make, size):
     (site, *_) = found_in(net_of(block, Chain(conv=conv(8, C, 1)), make()), size=size)
     assert site.slots == slots(0, *(name for name, _ in block.named_children()))
     assert (site.channels, site.channel_axis) == (8, 1)
-    assert site.tokens == -(-size[0] // 2) * -(-size[1] // 2)
     assert site.saves_compute
 
 
-def test_a_bottleneck_does_not_pay():
+def test_a_bottleneck_saves_no_compute():
     sites = found_in(net_of(bottleneck(), bottleneck()))
     assert [site.block for site in sites] == ["blocks.0", "blocks.1"]
     assert not any(site.saves_compute for site in sites)
@@ -179,24 +189,24 @@ def test_a_plain_chain_becomes_short_runs_that_do_not_overlap(length):
     Plan(tuple(sites))
 
 
-def test_of_a_chain_in_which_nothing_pays_the_nearest_run_is_offered():
+def test_of_a_chain_in_which_nothing_saves_compute_the_nearest_run_is_offered():
     net = net_of(plain(), plain())
     sites = found_in(net, Form.MERGE_WHOLE_KERNELS)
     assert [site.block for site in sites] == ["blocks.0", "blocks.1"]
     assert not any(site.saves_compute for site in sites)
-    every = found_in(net, Form.MERGE_WHOLE_KERNELS, every=True)
+    every = every_run_in(net, Form.MERGE_WHOLE_KERNELS)
     best = max(site.saving.macs / len(site.activations) for site in every)
     assert {site.saving.macs / len(site.activations) for site in sites} == {best}
 
 
-def test_every_way_to_merge_is_there_when_asked_for():
+def test_what_is_found_is_chosen_from_every_way_to_merge():
     net = net_of(plain(4), plain(4))
-    every = [site for site in found_in(net, every=True) if site.block == "blocks.0"]
+    every = [site for site in every_run_in(net) if site.block == "blocks.0"]
     found = {(tuple(dense_of(net, site)), bool(site.cropped)) for site in every}
     stretches = [slots(0, *(f"conv{i}" for i in range(a, b))) for a, b in ((0, 2), (1, 3), (2, 4), (0, 3), (1, 4))]
     assert found == {(stretch, is_cropped) for stretch in stretches for is_cropped in (True, False)}
     assert len(every) == len(found)
-    assert set(found_in(net)) <= set(found_in(net, every=True))
+    assert set(found_in(net)) <= set(every_run_in(net))
 
 
 def test_cropping_is_for_what_gets_cheaper_and_asked_for_by_the_form():
@@ -210,7 +220,7 @@ def test_cropping_is_for_what_gets_cheaper_and_asked_for_by_the_form():
 
 def test_a_run_never_leaves_its_block():
     net = net_of(*(basic(kind=Chain) for _ in range(3)))  # no residual: one chain of six convolutions
-    blocks = [{slot.split(".")[1] for slot in run} for run in runs_of(net, every=True)]
+    blocks = [{slot.split(".")[1] for slot in run} for run in (site.slots for site in every_run_in(net))]
     assert blocks == [{"0"}, {"0"}, {"1"}, {"1"}, {"2"}, {"2"}]  # each with whole kernels and with cropped ones
 
 
@@ -252,7 +262,7 @@ def test_only_the_norm_in_front_is_kept_by_the_form_that_keeps_it():
     net = net_of(block(), block())
     assert runs_of(net)[0] == slots(0, "ln", "a", "gn", "act", "b")
     (kept, _) = found_in(net, Form.MERGE_KEEP_NORM)
-    assert (kept.run, kept.norms) == (slots(0, "a", "gn", "act", "b"), slots(0, "gn"))
+    assert (kept.slots, kept.norms) == (slots(0, "a", "gn", "act", "b"), slots(0, "gn"))
     assert found_in(net)[0].norm_channels == (C, H)
 
 
@@ -268,8 +278,8 @@ def act_norm_block(apply_act):
 def test_an_activation_inside_a_batch_norm_closes_inside_a_run_and_stays_at_its_end():
     net = net_of(act_norm_block(apply_act=True), act_norm_block(apply_act=False))
     live, free = found_in(net)
-    assert live.run == slots(0, "conv1", "bn1", "bn1.act", "conv2")
-    assert free.run == slots(1, "conv1", "bn1", "bn1.act", "conv2", "bn2")
+    assert live.slots == slots(0, "conv1", "bn1", "bn1.act", "conv2")
+    assert free.slots == slots(1, "conv1", "bn1", "bn1.act", "conv2", "bn2")
     assert live.activations == slots(0, "bn1.act")
 
 
@@ -292,20 +302,6 @@ class Twice(Residual):
         return self.act(x + self.bn2(self.conv2(self.act(self.bn1(self.conv1(x))))))
 
 
-def test_one_call_of_a_shared_activation_closes_where_a_batch_norm_can_tell():
-    (site, _) = found_in(net_of(Twice(), Twice()))
-    assert site.slots == slots(0, "conv1", "bn1", "conv2", "bn2")
-    assert (site.shared, site.marked, site.activations) == (slots(0, "act"), slots(0, "bn1"), ())
-
-
-class TwiceWithoutNorm(Residual):
-    def __init__(self):
-        super().__init__(conv1=conv(), act=nn.ReLU(), conv2=conv())
-
-    def forward(self, x):
-        return self.act(x + self.conv2(self.act(self.conv1(x))))
-
-
 class Functional(Residual):
     def __init__(self):
         super().__init__(conv1=conv(), conv2=conv())
@@ -314,7 +310,7 @@ class Functional(Residual):
         return self.conv2(nn.functional.relu(self.conv1(x)))
 
 
-REFUSED = {
+UNSUPPORTED = {
     "no non-linearity": (lambda: Residual(conv1=conv(), bn=norm(), conv2=conv()), "only closable non-linearities"),
     "pooling": (lambda: Residual(a=conv(), act=nn.ReLU(), pool=nn.MaxPool2d(3, 1, 1), b=conv()), "max_pool2d"),
     "shuffling": (lambda: Residual(a=conv(), act=nn.ReLU(), shuffle=nn.ChannelShuffle(2), b=conv()), "feeds aten"),
@@ -326,12 +322,20 @@ REFUSED = {
         lambda: Residual(a=conv(), act=nn.ReLU(), b=nn.ConvTranspose2d(C, C, 3, padding=1), c=conv()),
         "'blocks.0.b' (ConvTranspose2d)",
     ),
+    "another axis": (
+        lambda: Residual(a=conv(), act=nn.ReLU(), b=nn.Linear(SIZE[1], SIZE[1])),
+        "looked for two Linears",
+    ),
+    "norm of another axis": (
+        lambda: Residual(a=conv(), act=nn.ReLU(), norm=nn.LayerNorm(SIZE[1]), b=conv()),
+        "looked for two Linears",
+    ),
     "functional": (Functional, "'blocks.0' applies aten.relu.default without a module"),
-    "called twice": (TwiceWithoutNorm, "'blocks.0.act' is called 2 times"),
+    "called twice": (Twice, "'blocks.0.act' is called 2 times"),
 }
 
 
-@pytest.mark.parametrize(("make", "reason"), REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize(("make", "reason"), UNSUPPORTED.values(), ids=UNSUPPORTED)
 def test_what_has_no_run_says_why(make, reason):
     found = found_in(net_of(make(), make()))
     assert [type(result) for result in found] == [Unsupported, Unsupported]
@@ -376,7 +380,7 @@ LAYERS += tuple(f"1.{name}" for name in ("convolution", "normalization"))
 def test_layers_in_a_block_share_it():
     sites = found_in(net_of(Layered(), Layered()))
     assert [site.block for site in sites] == ["blocks.0", "blocks.1"]
-    assert sites[0].run == slots(0, *(f"layer.{name}" for name in LAYERS))
+    assert sites[0].slots == slots(0, *(f"layer.{name}" for name in LAYERS))
 
 
 @pytest.mark.parametrize("make", [basic, inverted, Layered])
@@ -438,7 +442,7 @@ class Mobile(nn.Module):
 def test_linears_of_the_last_axis_have_their_own_run_in_a_block_of_images(size):
     (site, _) = found_in(net_of(Mobile(), Mobile()), size=size)
     assert site.slots == slots(0, "norm", "fc1", "act", "fc2")
-    assert (site.channels, site.channel_axis, site.tokens) == (C, 1, size[0] * size[1])
+    assert (site.channels, site.channel_axis) == (C, 1)
 
 
 # what closing gives
@@ -454,7 +458,6 @@ BLOCKS = {
     "activations inside": lambda: act_norm_block(apply_act=True),
     "pre-norm": lambda: Residual(bn=norm(), a=conv(C, H, 1), act=nn.ReLU(), b=conv(H, C, 1)),
     "channel norm before padding": lambda: Residual(a=conv(C, H, 1), n=LayerNorm2d(H), act=nn.ReLU(), b=conv(H, C)),
-    "shared": Twice,
     "linears": Mobile,
     "pooling before padding": lambda: Residual(
         a=conv(C, H, 1), n=nn.GroupNorm(2, H), act=nn.ReLU(), se=SqueezeExcite(H, rd_channels=8), b=conv(H, C)
@@ -467,27 +470,35 @@ BLOCKS = {
 }
 
 
+def each_block_and(name, usual, other):
+    """Run a test on each block with the `usual` value, and in the slow ring on most of them with the `other` one."""
+    rows = [(name, usual, False) for name in BLOCKS] + [(name, other, name not in USUAL) for name in BLOCKS]
+    values = [
+        pytest.param(BLOCKS[block], value, id=f"{block}-{value}", marks=[pytest.mark.slow] * is_slow)
+        for block, value, is_slow in rows
+    ]
+    return pytest.mark.parametrize(("make", name), values)
+
+
+USUAL = {"basic", "linears", "dilation", "plain"}
+EACH_BLOCK_AND_FORM = each_block_and("form", Form.MERGE, Form.MERGE_WHOLE_KERNELS)
+
+
 def gated(net, form=Form.MERGE, start="inherit"):
-    inputs = {"x": images()}
-    sites = find_sites(net, [form], example_inputs=inputs).sites
-    gate_(net, Plan(sites, start=start), example_inputs=inputs)
+    structure = read(net, {"x": images()})
+    sites = find_sites(net, [form], structure=structure).sites
+    gate_(net, Plan(sites, start=start), structure=structure)
     return net, sites
 
 
-def set_all_(model, value):
-    for _, gate in gates(model):
-        gate.set_lambda_(value)
-
-
-@pytest.mark.parametrize("form", [Form.MERGE, Form.MERGE_WHOLE_KERNELS])
-@pytest.mark.parametrize("make", BLOCKS.values(), ids=BLOCKS)
+@EACH_BLOCK_AND_FORM
 @torch.no_grad()
 def test_what_a_site_saves_is_what_the_merged_model_lacks(make, form):
     net = net_of(make(), make())
     x = images(count=2)
     before = count_macs(net, {"x": x[:1]}), count_parameters(net)
     net, sites = gated(net, form)
-    set_all_(net, 1.0)
+    set_lambda_(net, 1.0)
     merged = merge(net, example_inputs={"x": x})
     assert before[0] - count_macs(merged, {"x": x[:1]}) == sum(site.saving.macs for site in sites)
     assert before[1] - count_parameters(merged) == sum(site.saving.parameters for site in sites)
@@ -501,8 +512,7 @@ POOLS = {
 }
 
 
-@pytest.mark.parametrize("form", [Form.MERGE, Form.MERGE_WHOLE_KERNELS])
-@pytest.mark.parametrize("make", BLOCKS.values(), ids=BLOCKS)
+@EACH_BLOCK_AND_FORM
 def test_a_gated_model_leaves_the_checkpoint_and_reaches_the_closed_model_without_a_jump(make, form):
     assert_no_jump(net_of(make(), make()), form)
 
@@ -531,11 +541,11 @@ def assert_no_jump(net, form):
     checkpoint = net(x)
     net, _ = gated(net, form)
     assert torch.equal(net(x), checkpoint)
-    set_all_(net, 1e-10)
+    set_lambda_(net, 1e-10)
     assert_close(net(x), checkpoint, rtol=0, atol=1e-8 * float(checkpoint.abs().max()))
-    set_all_(net, 1.0)
+    set_lambda_(net, 1.0)
     closed = net(x)
-    set_all_(net, 1 - 2**-24)
+    set_lambda_(net, 1 - 2**-24)
     assert_close(net(x), closed, rtol=0, atol=1e-4 * float(closed.abs().max()))
     assert not torch.allclose(closed, checkpoint)
 
@@ -549,20 +559,19 @@ def test_a_fitted_model_leaves_the_checkpoint_without_a_jump_and_merges_exactly(
     net, _ = gated(net, start="fit")
     calibrate_(net, [x])
     assert torch.equal(net(x), checkpoint)
-    set_all_(net, 1e-10)
+    set_lambda_(net, 1e-10)
     assert_close(net(x), checkpoint, rtol=0, atol=1e-8 * float(checkpoint.abs().max()))
-    set_all_(net, 1.0)
+    set_lambda_(net, 1.0)
     merged = merge(net, example_inputs={"x": x})
     assert_close(merged(x), net(x), rtol=0, atol=1e-10 * float(net(x).abs().max()))
 
 
-@pytest.mark.parametrize("start", ["inherit", "fit"])
-@pytest.mark.parametrize("make", BLOCKS.values(), ids=BLOCKS)
+@each_block_and("start", "inherit", "fit")
 def test_a_gated_model_has_the_sites_of_the_stock_model(make, start):
     net = net_of(make(), make())
     before = found_in(net)
     gated(net, start=start)
-    set_all_(net, 1.0)
+    set_lambda_(net, 1.0)
     assert found_in(net) == before
 
 

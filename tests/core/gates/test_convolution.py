@@ -4,17 +4,16 @@ import copy
 
 import pytest
 import torch
+from compiling import assert_follows_lambda_without_recompiling
 from torch import nn
 from torch.testing import assert_close
-from updp_hf.core.gates.building import build_gates
 
 from updp_hf.core.algebra.affine import apply, fold, read
 from updp_hf.core.algebra.kernels import move_padding
+from updp_hf.core.depth.run_gates import annealing_gates
 from updp_hf.core.gates.convolution import ConvGate, FillGate
 from updp_hf.core.gates.detour import Bypass, Landing, Shortcut
-from updp_hf.core.gates.gate import Gate, gates
-from updp_hf.core.kinds import Form
-from updp_hf.core.plan.site import Site
+from updp_hf.core.gates.gate import Gate, gates, set_lambda_
 from updp_hf.model.layout_updp import set_slot
 
 
@@ -28,17 +27,11 @@ def conv(*args, **kwargs):
 def run_of(*modules, cropped=(), value=0.0):
     """Chain `modules` with the gates that close them to one map, those `cropped` on their way to their centres."""
     run = nn.Sequential(*modules)
-    slots = tuple(name for name, _ in run.named_children())
-    site = Site(Form.MERGE, "", slots, cropped=tuple(slots[i] for i in cropped))
-    for slot, gate in build_gates(run, site, "inherit").items():
+    slots = dict(run.named_children())
+    for slot, gate in annealing_gates(slots, {}, (), [list(slots)[i] for i in cropped]).items():
         set_slot(run, slot, gate)
-    set_all_(run, value)
+    set_lambda_(run, value)
     return run
-
-
-def set_all_(model, value):
-    for _, gate in gates(model):
-        gate.set_lambda_(value)
 
 
 RUNS = {
@@ -159,10 +152,9 @@ def test_a_padding_is_filled_with_what_the_closed_front_makes_of_zeros(value):
         nn.init.normal_(tensor)
     then = conv(3, 2, 3, padding=(1, 2), stride=2)
     run = nn.Sequential(first, norm, act, then).eval()
-    site = Site(Form.MERGE, "", ("0", "1", "2", "3"), activations=("2",))
-    for slot, gate in build_gates(run, site, "inherit").items():
+    for slot, gate in annealing_gates(dict(run.named_children()), {}, ["2"], ()).items():
         set_slot(run, slot, gate)
-    set_all_(run, value)
+    set_lambda_(run, value)
     constant = norm(first(torch.zeros(1, 2, 1, 1).double()))
     x = images()[0]
     hidden = norm(first(x))
@@ -181,7 +173,7 @@ def test_what_the_ring_and_the_outer_taps_teach():
     run(images()[0]).square().sum().backward()
     half_open = modules[1].weight.grad.clone()
     run.zero_grad()
-    set_all_(run, 1.0)
+    set_lambda_(run, 1.0)
     run(images()[0]).square().sum().backward()
     centre = torch.zeros(3, 3, dtype=torch.bool)
     centre[1, 1] = True
@@ -210,7 +202,7 @@ def test_a_run_of_convolutions_survives_autocast_casts_copies_and_state_dicts(na
     fresh = run_of(*RUNS[name]()[0], cropped=cropped)
     fresh.load_state_dict(run.state_dict())
     assert torch.equal(fresh(x), run(x))
-    set_all_(run, 0.75)
+    set_lambda_(run, 0.75)
     for module in modules:
         nn.init.zeros_(module.weight)
         nn.init.ones_(module.bias)
@@ -225,23 +217,8 @@ def test_a_run_of_convolutions_survives_autocast_casts_copies_and_state_dicts(na
 
 @pytest.mark.parametrize("name", ["last cropped", "1x1, 3x3", "1x1, 3x3, 3x3"])
 def test_compiled_runs_follow_lambda_without_recompiling(name):
-    torch.compiler.reset()  # what other tests compiled counts towards the same limit
-    graphs = []
-
-    def backend(graph, example_inputs):
-        graphs.append(graph)
-        return graph.forward
-
     modules, cropped = RUNS[name]()
-    run, x = run_of(*modules, cropped=cropped), images()[0]
-    compiled = torch.compile(run, backend=backend)
-    for value in (0.25, 0.5, 0.999):
-        set_all_(run, value)
-        assert_close(compiled(x), run(x))
-    assert len(graphs) == 1
-    for value in (1.0, 0.0):
-        set_all_(run, value)
-        assert_close(compiled(x), run(x))
+    assert_follows_lambda_without_recompiling(run_of(*modules, cropped=cropped), images()[0])
 
 
 @pytest.mark.parametrize("training", [True, False])

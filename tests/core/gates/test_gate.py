@@ -4,11 +4,12 @@ import copy
 
 import pytest
 import torch
+from compiling import assert_follows_lambda_without_recompiling
 from torch import nn
 from torch.testing import assert_close
 
 from updp_hf.core.gates.detour import Bypass, Landing, Shortcut
-from updp_hf.core.gates.gate import Blend, Gate, gates
+from updp_hf.core.gates.gate import Blend, Gate, gates, set_lambda_
 
 
 class Constant(nn.Module):
@@ -174,22 +175,7 @@ def test_each_side_gets_its_share_of_the_gradient():
 
 
 def test_compiled_gates_follow_lambda_without_recompiling():
-    torch.compiler.reset()  # what other tests compiled counts towards the same limit
-    graphs = []
-
-    def backend(graph, example_inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    gate = linear_gate(0.25)
-    compiled = torch.compile(gate, backend=backend)
-    for value in (0.25, 0.5, 0.999):
-        gate.set_lambda_(value)
-        assert_close(compiled(X), torch.lerp(gate.original(X), gate.pruned(X), gate.lam.double()))
-    assert len(graphs) == 1
-    for value, side in ((1.0, gate.pruned), (0.0, gate.original)):
-        gate.set_lambda_(value)
-        assert_close(compiled(X), side(X))
+    assert_follows_lambda_without_recompiling(linear_gate(), X)
 
 
 def test_gates_are_named_by_their_path():
@@ -200,11 +186,6 @@ def test_gates_are_named_by_their_path():
 
 
 # a fitted map for a whole run
-
-
-def set_all_(model, value):
-    for _, gate in gates(model):
-        gate.set_lambda_(value)
 
 
 class Run(nn.Sequential):
@@ -219,7 +200,7 @@ def shortcut(value=0.0):
     run, fitted = Run(), nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4)).double()
     first = Shortcut(run[0], fitted[0])
     gated = nn.Sequential(first, Bypass(run[1]), Landing(run[2], first, fitted[1]))
-    set_all_(gated, value)
+    set_lambda_(gated, value)
     return gated, run, fitted
 
 
@@ -297,22 +278,8 @@ def test_under_autocast_a_shortcut_keeps_the_dtype_of_the_run():
 
 
 def test_compiled_shortcuts_follow_lambda_without_recompiling():
-    torch.compiler.reset()  # what other tests compiled counts towards the same limit
-    graphs = []
-
-    def backend(graph, example_inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    run, _, _ = shortcut()
-    compiled = torch.compile(run, backend=backend)
-    for value in (0.25, 0.5, 0.999):
-        set_all_(run, value)
-        assert_close(compiled(X), run(X))
-    assert len(graphs) == 1
-    for value in (1.0, 0.0):
-        set_all_(run, value)
-        assert_close(compiled(X), run(X))
+    gated, _, _ = shortcut()
+    assert_follows_lambda_without_recompiling(gated, X)
 
 
 def test_every_gate_is_a_gate():

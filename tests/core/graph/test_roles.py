@@ -22,8 +22,8 @@ from transformers.models.convnextv2.modeling_convnextv2 import ConvNextV2GRN
 from updp_hf.core.graph import roles as closable
 from updp_hf.core.graph.calls import trace
 from updp_hf.core.graph.roles import Role, close_activation, close_norm, is_registered, part_of, register_closable
-from updp_hf.core.graph.structure import Structure
 from updp_hf.model.modules_updp import ChannelBatchNorm
+from updp_hf.surgery.find import read
 
 CHANNELS = 6
 SIZES = [(5, 7), (CHANNELS, CHANNELS), (2, 2), (1, 1)]
@@ -45,7 +45,7 @@ def image_part(module, size=(5, 7), axis=1):
     """Return the part of `module`, children and all, between convolutions or, on the last axis, Linears."""
     shape = (2, CHANNELS, *size) if axis == 1 else (2, *size, CHANNELS)
     model = nn.Sequential(nn.Conv2d(CHANNELS, CHANNELS, 1) if axis == 1 else nn.Linear(CHANNELS, CHANNELS), module)
-    structure = Structure(model.eval(), trace(model, {"input": torch.randn(shape)}, is_registered))
+    structure = read(model.eval(), {"input": torch.randn(shape)})
     return next((part for call, part in structure.parts.items() if call.path == "1"), None)
 
 
@@ -325,7 +325,7 @@ def test_what_scales_each_channel_is_found_with_its_axis(make, axis, size):
 def test_an_activation_inside_a_batch_norm_is_a_part_of_its_own():
     norm = BatchNormAct2d(CHANNELS, act_layer=nn.SiLU)
     model = nn.Sequential(nn.Conv2d(3, CHANNELS, 1), norm).eval()
-    structure = Structure(model, trace(model, {"input": torch.randn(2, 3, 5, 5)}))
+    structure = read(model, {"input": torch.randn(2, 3, 5, 5)})
     found = {call.path: part for call, part in structure.parts.items()}
     assert found["1"] == (Role.DIAGONAL, 1)
     assert found["1.act"] == (Role.ACTIVATION, None)

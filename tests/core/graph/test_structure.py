@@ -3,18 +3,16 @@
 import pytest
 import torch
 from torch import nn
-from updp_hf.core.depth.finder import find as find_in
-from updp_hf.core.gates.building import build_gates
 
+from updp_hf.core.depth.runs import Run
 from updp_hf.core.graph import roles as closable
-from updp_hf.core.graph.calls import trace
-from updp_hf.core.graph.roles import is_registered, register_closable
-from updp_hf.core.graph.structure import Structure
-from updp_hf.core.kinds import Form
+from updp_hf.core.graph.roles import register_closable
+from updp_hf.core.kinds import Form, kind_of_form
 from updp_hf.core.plan.plan import Plan
 from updp_hf.core.plan.site import Site, Unsupported
 from updp_hf.model.layout_updp import get_slot, set_slot
 from updp_hf.model.modules_updp import EndActivation, Skip, Zero
+from updp_hf.surgery.find import read
 
 C, N = 8, 5
 
@@ -124,9 +122,9 @@ class Net(nn.Module):
 
 
 def find_all(model, tokens=N):
-    """Return, by form, the sites of `model` and the reasons of its refusals by block."""
-    structure = Structure(model, trace(model, {"x": torch.randn(1, tokens, C)}, is_registered))
-    results = {form: list(find_in(structure, form)) for form in Form}
+    """Return, by form, the sites of `model`, and by block the reasons why there are none."""
+    structure = read(model, {"x": torch.randn(1, tokens, C)})
+    results = {form: list(kind_of_form(form).find(structure, form)) for form in Form}
     return {
         form: (
             [result for result in found if isinstance(result, Site)],
@@ -149,32 +147,31 @@ def runs(model, form=Form.MERGE, tokens=N):
 
 
 def test_the_run_of_a_vit_block():
-    sites, refused = find(Net(Vit(ls=LayerScale()), Vit()))
+    sites, unsupported = find(Net(Vit(ls=LayerScale()), Vit()))
     inside = ("norm2", "mlp.fc1", "mlp.act", "mlp.fc2")
     assert sites == [
-        Site(
+        Run(
             Form.MERGE,
             "blocks.0",
-            run=tuple(f"blocks.0.{slot}" for slot in (*inside, "ls")),
+            tuple(f"blocks.0.{slot}" for slot in (*inside, "ls")),
             activations=("blocks.0.mlp.act",),
             norms=("blocks.0.norm2",),
             norm_channels=(C,),
             channels=C,
         ),
-        Site(
+        Run(
             Form.MERGE,
             "blocks.1",
-            run=tuple(f"blocks.1.{slot}" for slot in inside),
+            tuple(f"blocks.1.{slot}" for slot in inside),
             activations=("blocks.1.mlp.act",),
             norms=("blocks.1.norm2",),
             norm_channels=(C,),
             channels=C,
         ),
     ]
-    assert [site.tokens for site in sites] == [N, N]
     assert [site.saves_compute for site in sites] == [True, True]
     assert str(sites[1]) == "blocks.1 (merge)"
-    assert refused == {}
+    assert unsupported == {}
 
 
 def test_the_norm_in_front_can_be_kept():
@@ -199,7 +196,7 @@ def test_a_norm_inside_the_run_closes_whether_the_one_in_front_is_kept_or_not():
     assert site.norms == ("blocks.0.norm2", "blocks.0.mlp.between")
     assert site.norm_channels == (C, 16)
     assert kept.norms == ("blocks.0.mlp.between",)
-    assert kept.run == tuple(f"blocks.0.mlp.{slot}" for slot in ("fc1", "act", "between", "fc2"))
+    assert kept.slots == tuple(f"blocks.0.mlp.{slot}" for slot in ("fc1", "act", "between", "fc2"))
 
 
 def test_a_norm_that_feeds_something_else_stays_outside():
@@ -302,9 +299,9 @@ def test_an_activation_may_have_parameters():
 def test_a_non_linearity_that_mixes_elements_is_found_once_it_is_registered(monkeypatch):
     monkeypatch.setattr(closable, "_REGISTERED", dict(closable._REGISTERED))
     net = Net(Vit(Ffn(MaxOfMean())))
-    sites, refused = find(net)
+    sites, unsupported = find(net)
     assert sites == []
-    assert "'blocks.0.mlp.act' (MaxOfMean)" in refused["blocks.0"]
+    assert "'blocks.0.mlp.act' (MaxOfMean)" in unsupported["blocks.0"]
     register_closable(MaxOfMean)
     (site,), _ = find(net)
     assert site.activations == ("blocks.0.mlp.act",)
@@ -322,7 +319,7 @@ def test_a_batch_norm_over_tokens_ends_a_run(tokens):
     assert runs(net, tokens=tokens) == []
 
 
-# refusals
+# what is unsupported
 
 
 class Functional(Ffn):
@@ -386,34 +383,34 @@ class TwiceAll(Ffn):
         "over tokens",
     ],
 )
-def test_what_cannot_be_closed_is_refused_with_a_reason(ffn, reason):
-    sites, refused = find(Net(Vit(ffn)))
+def test_what_cannot_be_closed_is_unsupported_for_a_reason(ffn, reason):
+    sites, unsupported = find(Net(Vit(ffn)))
     assert sites == []
-    assert list(refused) == ["blocks.0"]
-    assert reason in refused["blocks.0"]
+    assert list(unsupported) == ["blocks.0"]
+    assert reason in unsupported["blocks.0"]
 
 
-def test_one_activation_for_all_blocks_is_refused():
+def test_one_activation_for_all_blocks_is_unsupported():
     act = nn.ReLU()
-    sites, refused = find(Net(Vit(Ffn(act)), Vit(Ffn(act)), Vit()))
+    sites, unsupported = find(Net(Vit(Ffn(act)), Vit(Ffn(act)), Vit()))
     assert [site.block for site in sites] == ["blocks.2"]
-    assert all("act" in refused[block] for block in ("blocks.0", "blocks.1"))
+    assert all("act" in unsupported[block] for block in ("blocks.0", "blocks.1"))
 
 
-def test_tied_modules_are_refused():
+def test_tied_modules_are_unsupported():
     first, second = Ffn(), Ffn()
     second.fc1 = first.fc1
-    sites, refused = find(Net(Vit(first), Vit(second)))
+    sites, unsupported = find(Net(Vit(first), Vit(second)))
     assert sites == []
-    assert "fc1" in refused["blocks.0"] + refused["blocks.1"]
+    assert "fc1" in unsupported["blocks.0"] + unsupported["blocks.1"]
 
 
-def test_a_module_in_two_slots_of_which_one_is_never_called_is_refused():
+def test_a_module_in_two_slots_of_which_one_is_never_called_is_unsupported():
     block = Vit()
     block.alias = block.mlp.fc2
-    sites, refused = find(Net(block))
+    sites, unsupported = find(Net(block))
     assert sites == []
-    assert "the same module as" in refused["blocks.0"]
+    assert "the same module as" in unsupported["blocks.0"]
 
 
 # branches and blocks
@@ -422,14 +419,13 @@ def test_a_module_in_two_slots_of_which_one_is_never_called_is_refused():
 @pytest.mark.parametrize("ffn", [Gated(), Ffn(), Functional(), Ffn(between=nn.LayerNorm(16))])
 def test_any_branch_of_each_token_by_itself_can_be_fitted(ffn):
     (site,), _ = find(Net(Vit(ffn)), Form.BRANCH_FIT)
-    assert (site.slots, site.container) == (("blocks.0.mlp",), "blocks.0.mlp")
-    assert (site.channels, site.tokens, site.norms) == (C, N, ())
+    assert (site.slots, site.channels) == (("blocks.0.mlp",), C)
 
 
 def test_a_gated_ffn_is_a_branch_and_not_a_run():
-    sites, refused = find(Net(Vit(Gated())))
+    sites, unsupported = find(Net(Vit(Gated())))
     assert sites == []
-    assert "two Linears" in refused["blocks.0"]
+    assert "two Linears" in unsupported["blocks.0"]
 
 
 class Mixing(Ffn):
@@ -471,7 +467,7 @@ def test_a_branch_that_mixes_tokens_is_not_fitted(ffn):
 def test_attention_is_found_with_the_norm_that_feeds_it_alone(attention):
     (site,), _ = find(Net(Vit(attn=attention)), Form.ATTENTION_DROP)
     assert site.slots == ("blocks.0.norm1", "blocks.0.attn")
-    assert (site.container, site.channels) == ("blocks.0.attn", C)
+    assert site.channels == C
 
 
 def test_a_norm_that_feeds_more_than_attention_is_kept():
@@ -484,9 +480,9 @@ def test_a_norm_that_feeds_more_than_attention_is_kept():
 
 
 def test_a_block_without_attention_says_so():
-    sites, refused = find(Net(Block(Ffn()), Vit()), Form.ATTENTION_DROP)
+    sites, unsupported = find(Net(Block(Ffn()), Vit()), Form.ATTENTION_DROP)
     assert [site.block for site in sites] == ["blocks.1"]
-    assert "a module with attention in it" in refused["blocks.0"]
+    assert "a module with attention in it" in unsupported["blocks.0"]
 
 
 def test_whole_blocks_are_found_where_the_shape_stays():
@@ -498,10 +494,9 @@ def test_whole_blocks_are_found_where_the_shape_stays():
         def forward(self, x):
             return self.reduce(super().forward(x)).unflatten(-1, (2, C)).flatten(1, 2)
 
-    sites, refused = find(Net(Vit(), Wider(), Vit()), Form.BLOCK_DROP)
+    sites, unsupported = find(Net(Vit(), Wider(), Vit()), Form.BLOCK_DROP)
     assert [site.slots for site in sites] == [("blocks.0",), ("blocks.2",)]
-    assert [site.tokens for site in sites] == [N, 2 * N]
-    assert "same shape" in refused["blocks.1"]
+    assert "same shape" in unsupported["blocks.1"]
 
 
 def test_a_block_with_a_second_input_is_not_dropped():
@@ -515,9 +510,9 @@ def test_a_block_with_a_second_input_is_not_dropped():
         def forward(self, x, other):
             return super().forward(x) + other
 
-    sites, refused = find(Joined(Vit(), Second()), Form.BLOCK_DROP)
+    sites, unsupported = find(Joined(Vit(), Second()), Form.BLOCK_DROP)
     assert [site.block for site in sites] == ["blocks.0"]
-    assert "one tensor into the block" in refused["blocks.1"]
+    assert "one tensor into the block" in unsupported["blocks.1"]
 
 
 # gated models
@@ -531,7 +526,7 @@ def test_a_gated_model_has_the_sites_of_the_stock_model(form, start, value):
     plan = Plan(tuple(before[form][0]), start=start)
     assert plan.blocks == ["blocks.0", "blocks.1"]
     for site in plan.sites:
-        for slot, gate in build_gates(net, site, start).items():
+        for slot, gate in site.gates(net, start).items():
             gate.set_lambda_(value)
             set_slot(net, slot, gate)
     end = nn.Sequential(nn.LayerNorm(C), nn.ReLU())

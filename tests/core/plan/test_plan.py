@@ -5,26 +5,28 @@ import json
 
 import pytest
 
+from updp_hf.core.depth.attention import Attention
+from updp_hf.core.depth.blocks import Block
+from updp_hf.core.depth.branches import Branch
+from updp_hf.core.depth.runs import Run
 from updp_hf.core.kinds import Form
 from updp_hf.core.plan.plan import Plan, library_versions
-from updp_hf.core.plan.site import Site
+from updp_hf.core.plan.site import Saving
 from updp_hf.errors import PlanError
 
 
 def ffn(block, **fields):
     slots = tuple(f"{block}.{slot}" for slot in ("norm", "mlp.fc1", "mlp.act", "mlp.fc2"))
-    return Site(
+    return Run(
         **{
             "form": Form.MERGE,
             "block": block,
-            "run": slots,
+            "slots": slots,
             "activations": slots[2:3],
             "norms": slots[:1],
             "norm_channels": (8,),
             "channels": 8,
-            "tokens": 5,
-            "params_saved": 100,
-            "macs_saved": 500,
+            "saving": Saving(macs=500, parameters=100),
             **fields,
         }
     )
@@ -32,28 +34,27 @@ def ffn(block, **fields):
 
 def conv(block):
     slots = tuple(f"{block}.{slot}" for slot in ("conv1", "bn1", "bn1.act", "conv2"))
-    return Site(
-        Form.MERGE, block, slots, activations=slots[2:3], cropped=slots[3:], channels=8, channel_axis=1, tokens=16
-    )
+    return Run(Form.MERGE, block, slots, 8, 1, activations=slots[2:3], cropped=slots[3:])
 
 
 def drop(block):
-    return Site(Form.BLOCK_DROP, block, (block,), container=block, channels=8)
+    return Block(Form.BLOCK_DROP, block, (block,), 8)
 
 
 def attention(block):
-    return Site(Form.ATTENTION_DROP, block, (f"{block}.norm1", f"{block}.attn"), container=f"{block}.attn", outputs=2)
+    return Attention(Form.ATTENTION_DROP, block, (f"{block}.norm1", f"{block}.attn"), outputs=2)
 
 
 PLAN = Plan(
     (ffn("blocks.0"), attention("blocks.1"), conv("blocks.2")),
+    start="inherit",
     end_activation="relu",
     base_model="someone/some-vit",
     revision="0123abc",
     versions={"torch": "2.8.0"},
 )
 
-GOLDEN = """\
+RELEASE_0_1 = """\
 {
   "base_model": "someone/some-vit",
   "end_activation": "relu",
@@ -149,6 +150,93 @@ GOLDEN = """\
 """
 
 
+GOLDEN = """\
+{
+  "base_model": "someone/some-vit",
+  "end_activation": "relu",
+  "format_version": 2,
+  "revision": "0123abc",
+  "sites": [
+    {
+      "activations": [
+        "blocks.0.mlp.act"
+      ],
+      "block": "blocks.0",
+      "channel_axis": -1,
+      "channels": 8,
+      "cropped": [],
+      "form": "merge",
+      "kind": "run",
+      "norm_channels": [
+        8
+      ],
+      "norms": [
+        "blocks.0.norm"
+      ],
+      "saving": {
+        "macs": 500,
+        "parameters": 100,
+        "seconds": null
+      },
+      "slots": [
+        "blocks.0.norm",
+        "blocks.0.mlp.fc1",
+        "blocks.0.mlp.act",
+        "blocks.0.mlp.fc2"
+      ]
+    },
+    {
+      "block": "blocks.1",
+      "channel_axis": -1,
+      "channels": 0,
+      "form": "attention-drop",
+      "kind": "attention",
+      "outputs": 2,
+      "saving": {
+        "macs": 0,
+        "parameters": 0,
+        "seconds": null
+      },
+      "slots": [
+        "blocks.1.norm1",
+        "blocks.1.attn"
+      ]
+    },
+    {
+      "activations": [
+        "blocks.2.bn1.act"
+      ],
+      "block": "blocks.2",
+      "channel_axis": 1,
+      "channels": 8,
+      "cropped": [
+        "blocks.2.conv2"
+      ],
+      "form": "merge",
+      "kind": "run",
+      "norm_channels": [],
+      "norms": [],
+      "saving": {
+        "macs": 0,
+        "parameters": 0,
+        "seconds": null
+      },
+      "slots": [
+        "blocks.2.conv1",
+        "blocks.2.bn1",
+        "blocks.2.bn1.act",
+        "blocks.2.conv2"
+      ]
+    }
+  ],
+  "start": "inherit",
+  "versions": {
+    "torch": "2.8.0"
+  }
+}
+"""
+
+
 # the document
 
 
@@ -163,22 +251,38 @@ def test_this_text_is_the_plan(tmp_path):
     assert Plan.load(tmp_path / "plan.json").versions == PLAN.versions
 
 
+def test_a_plan_of_release_0_1_is_read():
+    plan = Plan.from_dict(json.loads(RELEASE_0_1))
+    assert plan == PLAN
+    assert [site.saving for site in plan.sites] == [site.saving for site in PLAN.sites]
+    assert plan.versions == PLAN.versions
+    assert plan.to_dict()["format_version"] == 2
+
+
+def test_a_plan_of_release_0_1_that_does_not_say_how_it_starts_inherits():
+    assert Plan.from_dict(without(json.loads(RELEASE_0_1), "start")).start == "inherit"
+    assert Plan.from_dict(without(json.loads(GOLDEN), "start")).start == "fit"
+
+
 @pytest.mark.parametrize(
     "plan",
     [
         PLAN,
-        Plan((ffn("blocks.0"), ffn("blocks.11")), start="fit"),
+        Plan((ffn("blocks.0"), ffn("blocks.11"))),
         Plan((drop("blocks.3"),)),
-        Plan((ffn("blöcke.0", tokens=7),)),
+        Plan((Branch(Form.BRANCH_FIT, "blocks.0", ("blocks.0.mlp",), 8, saving=Saving(1, 2, 0.5)),)),
+        Plan((ffn("blöcke.0"),)),
+        Plan(()),
     ],
-    ids=lambda plan: str(plan.sites[0]),
+    ids=lambda plan: ", ".join(map(str, plan.sites)),
 )
 def test_a_plan_survives_json(plan):
     read = Plan.from_dict(json.loads(json.dumps(plan.to_dict())))
     assert read == plan
     assert read.to_dict() == plan.to_dict()
     assert read.digest() == plan.digest()
-    assert all(isinstance(site.form, Form) for site in read.sites)
+    assert [site.saving for site in read.sites] == [site.saving for site in plan.sites]
+    assert [site.left for site in read.sites] == [site.left for site in plan.sites]
 
 
 def test_a_plan_is_frozen_and_hashable():
@@ -200,7 +304,7 @@ def test_a_plan_remembers_the_libraries_it_was_made_with():
     [
         {"versions": {"torch": "9.9"}},
         {"base_model": "", "revision": None},
-        {"sites": (ffn("blocks.0", params_saved=7, macs_saved=8, seconds_saved=0.1, tokens=9), *PLAN.sites[1:])},
+        {"sites": (ffn("blocks.0", saving=Saving(7, 8, 0.1)), *PLAN.sites[1:])},
     ],
     ids=["versions", "origin", "costs"],
 )
@@ -219,12 +323,11 @@ def test_the_digest_does_not_depend_on_what_changes_no_model(changes):
         {"sites": (PLAN.sites[0], dataclasses.replace(attention("blocks.1"), outputs=1), PLAN.sites[2])},
         {"sites": (*PLAN.sites[:2], dataclasses.replace(conv("blocks.2"), cropped=()))},
         {"sites": (*PLAN.sites[:2], dataclasses.replace(conv("blocks.2"), channel_axis=-1))},
-        {"sites": (*PLAN.sites[:2], dataclasses.replace(conv("blocks.2"), shared=("a",), marked=("blocks.2.bn1",)))},
-        {"sites": (ffn("blocks.0"),), "start": "fit"},
+        {"start": "fit"},
     ],
 )
 def test_the_digest_depends_on_what_is_done(changes):
-    digests = {PLAN.digest(), Plan((ffn("blocks.0"),)).digest(), dataclasses.replace(PLAN, **changes).digest()}
+    digests = {PLAN.digest(), Plan((ffn("blocks.1"),)).digest(), dataclasses.replace(PLAN, **changes).digest()}
     assert len(digests) == 3
 
 
@@ -241,34 +344,69 @@ def without(document, *keys):
     return document
 
 
+def with_site(document, **changes):
+    return document | {"sites": [document["sites"][0] | changes]}
+
+
 HOSTILE = {
-    "future version": lambda d: d | {"format_version": 2},
+    "future version": lambda d: d | {"format_version": 3},
     "version as text": lambda d: d | {"format_version": "1"},
     "no version": lambda d: without(d, "format_version"),
+    "version of none": lambda d: d | {"format_version": 0},
     "unknown field": lambda d: d | {"code": "import os"},
     "no sites": lambda d: without(d, "sites"),
     "sites of no kind": lambda d: d | {"sites": None},
     "sites as text": lambda d: d | {"sites": "blocks.0"},
     "site of no kind": lambda d: d | {"sites": [None]},
-    "unknown form": lambda d: d | {"sites": [d["sites"][0] | {"form": "rm -rf"}]},
+    "unknown form": lambda d: with_site(d, form="rm -rf"),
+    "form of no kind": lambda d: with_site(d, form=["merge"]),
     "no form": lambda d: without(d, "sites", 0, "form"),
-    "no run": lambda d: without(d, "sites", 0, "run"),
-    "no cropped": lambda d: without(d, "sites", 0, "cropped"),
-    "channels of no kind": lambda d: d | {"sites": [d["sites"][0] | {"norm_channels": 8}]},
+    "channels of no kind": lambda d: with_site(d, norm_channels=8),
+    "channels of text": lambda d: with_site(d, norm_channels=["8"]),
+    "endless channels": lambda d: with_site(d, channels=2**70),
     "no block": lambda d: without(d, "sites", 0, "block"),
-    "unknown site field": lambda d: d | {"sites": [d["sites"][0] | {"weight": 1}]},
+    "endless block": lambda d: with_site(d, block="b" * 2**13),
     "unknown start": lambda d: d | {"start": "pretend"},
     "unknown end activation": lambda d: d | {"end_activation": "system"},
     "twice the same": lambda d: d | {"sites": d["sites"][:1] * 2},
     "a list": lambda d: [d],
     "nothing": lambda d: None,
 }
+HOSTILE_NOW = {
+    "no kind": lambda d: without(d, "sites", 0, "kind"),
+    "unknown kind": lambda d: with_site(d, kind="channels"),
+    "kind of no kind": lambda d: with_site(d, kind=["run"]),
+    "form of another kind": lambda d: with_site(d, form="block-drop"),
+    "no slots": lambda d: without(d, "sites", 0, "slots"),
+    "empty slots": lambda d: with_site(d, slots=[]),
+    "slots of numbers": lambda d: with_site(d, slots=[0, 1]),
+    "unknown site field": lambda d: with_site(d, weight=1),
+    "field of another kind": lambda d: with_site(d, outputs=1),
+    "saving of no kind": lambda d: with_site(d, saving=5),
+    "saving in text": lambda d: with_site(d, saving={"macs": "5"}),
+    "unknown saving": lambda d: with_site(d, saving={"money": 5}),
+}
+HOSTILE_THEN = {
+    "no run": lambda d: without(d, "sites", 0, "run"),
+    "empty run": lambda d: with_site(d, run=[]),
+    "run of numbers": lambda d: with_site(d, run=[0, 1]),
+    "no cropped": lambda d: without(d, "sites", 0, "cropped"),
+    "saving in text": lambda d: with_site(d, macs_saved="5"),
+    "marks of no kind": lambda d: with_site(d, marked=None),
+    "shared of numbers": lambda d: with_site(d, shared=[1], marked=d["sites"][0]["run"][:1]),
+}
 
 
-@pytest.mark.parametrize("spoil", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize("spoil", (HOSTILE | HOSTILE_NOW).values(), ids=HOSTILE | HOSTILE_NOW)
 def test_what_is_no_plan_is_refused(spoil):
     with pytest.raises(PlanError):
         Plan.from_dict(spoil(json.loads(GOLDEN)))
+
+
+@pytest.mark.parametrize("spoil", (HOSTILE | HOSTILE_THEN).values(), ids=HOSTILE | HOSTILE_THEN)
+def test_what_is_no_plan_of_release_0_1_is_refused(spoil):
+    with pytest.raises(PlanError):
+        Plan.from_dict(spoil(json.loads(RELEASE_0_1)))
 
 
 @pytest.mark.parametrize("content", [b"", b"not json", b"[1, 2]", b"\xff\xfe\x00", GOLDEN[:200].encode()])
@@ -279,8 +417,8 @@ def test_a_file_that_holds_no_plan_is_refused(tmp_path, content):
 
 
 def test_a_newer_plan_says_what_to_do():
-    with pytest.raises(PlanError, match=r"version 2, but .* reads 1: make the plan again, or install"):
-        Plan.from_dict(PLAN.to_dict() | {"format_version": 2})
+    with pytest.raises(PlanError, match=r"version 3, but .* reads 2 and older ones: make the plan again, or install"):
+        Plan.from_dict(PLAN.to_dict() | {"format_version": 3})
 
 
 # sites that do not go together
@@ -290,10 +428,10 @@ def test_a_newer_plan_says_what_to_do():
     "sites",
     [
         (ffn("blocks.0"), ffn("blocks.0")),
-        (ffn("blocks.0"), ffn("blocks.0", form=Form.MERGE_KEEP_NORM, run=("blocks.0.mlp.fc1",), norms=())),
+        (ffn("blocks.0"), ffn("blocks.0", form=Form.MERGE_KEEP_NORM, slots=("blocks.0.mlp.fc1",), norms=())),
         (drop("blocks.0"), ffn("blocks.0")),
         (ffn("blocks.0"), drop("blocks.0")),
-        (ffn("blocks.0"), ffn("blocks.0", form=Form.BRANCH_FIT, run=("blocks.0.mlp",), norms=(), activations=())),
+        (ffn("blocks.0"), Branch(Form.BRANCH_FIT, "blocks.0", ("blocks.0.mlp",))),
     ],
     ids=["duplicate", "overlap", "block and inside", "inside and block", "run and container"],
 )
@@ -310,13 +448,7 @@ def test_names_that_begin_alike_do_not_overlap():
 def test_slots_of_one_site_may_lie_in_each_other():
     Plan((conv("blocks.0"), conv("blocks.1")))
     with pytest.raises(PlanError, match=r"overlap in 'blocks\.0\.bn1\.act'"):
-        Plan((ffn("blocks.0", run=("blocks.0.bn1",)), Site(Form.MERGE, "blocks.0", ("blocks.0.bn1.act",))))
-
-
-def test_no_linear_is_fitted_in_place_of_what_returns_a_tuple():
-    with pytest.raises(PlanError, match="tuple of 1"):
-        Plan((Site(Form.BRANCH_FIT, "b", ("b.mlp",), container="b.mlp", outputs=1),))
-    Plan((attention("blocks.1"),), start="fit")
+        Plan((ffn("blocks.0", slots=("blocks.0.bn1",)), Run(Form.MERGE, "blocks.0", ("blocks.0.bn1.act",))))
 
 
 def test_nothing_follows_a_block_that_is_gone():
@@ -324,27 +456,15 @@ def test_nothing_follows_a_block_that_is_gone():
         Plan((drop("blocks.0"),), end_activation="relu")
 
 
-# the plan and a model
+def test_a_site_has_a_form_of_its_kind_and_a_slot():
+    with pytest.raises(PlanError, match=r"of the kind 'block' has the form 'merge', expected one of \['block-drop'\]"):
+        Block(Form.MERGE, "blocks.0", ("blocks.0",))
+    with pytest.raises(PlanError, match=r"^blocks\.0 \(merge\) has no slots"):
+        Run(Form.MERGE, "blocks.0", ())
 
 
-def test_a_plan_fits_a_model_that_has_its_sites_at_whatever_cost():
-    dearer = ffn("blocks.0", tokens=99, params_saved=0, macs_saved=-1)
-    PLAN.check([attention("blocks.1"), dearer, drop("blocks.2"), conv("blocks.2")])
-
-
-@pytest.mark.parametrize(
-    ("found", "names"),
-    [
-        ([ffn(f"blocks.{i}") for i in (1, 2)], r"blocks\.1 \(merge\), blocks\.2 \(merge\)"),
-        ([ffn(f"blocks.{i}") for i in range(1, 9)], r"blocks\.3 \(merge\) … blocks\.8 \(merge\)"),
-        ([], "none of merge"),
-        ([attention("blocks.0")], "none of merge"),
-        ([ffn("blocks.0", channels=16)], r"blocks\.0 \(merge\)"),
-        ([ffn("blocks.0", cropped=("blocks.0.mlp.fc1",))], r"blocks\.0 \(merge\)"),
-    ],
-    ids=["other blocks", "many", "none", "other form", "other width", "other kernels"],
-)
-def test_a_plan_for_another_model_says_what_it_names_what_there_is_and_what_to_ask(found, names):
-    slots = "blocks.0.norm, blocks.0.mlp.fc1, blocks.0.mlp.act, blocks.0.mlp.fc2"
-    with pytest.raises(PlanError, match=rf"names blocks\.0 \(merge\) with the slots {slots}, .* {names}: was the plan"):
-        PLAN.check(found)
+@pytest.mark.parametrize(("saving", "counts"), [(Saving(5, -1), 5), (Saving(5, 1, -0.5), -0.5), (Saving(-5, 9), -5)])
+def test_what_counts_is_the_latency_if_it_was_measured(saving, counts):
+    assert saving.compute == counts
+    assert drop("b").saves_compute is False
+    assert dataclasses.replace(drop("b"), saving=saving).saves_compute is (counts > 0)

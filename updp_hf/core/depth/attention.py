@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from updp_hf.core.cost import LatencyTable, count_parameters
-from updp_hf.core.depth.containers import branches_in, result_of
+from updp_hf.core.depth.containers import branches_in, result_of, why_other_results
 from updp_hf.core.gates.gate import Blend, Gate
 from updp_hf.core.graph.calls import Call
 from updp_hf.core.graph.structure import Structure
@@ -48,24 +48,22 @@ class Attention(Site):
 
     @classmethod
     def why_none(cls, structure: Structure, block: str) -> list[str]:
-        return [
+        own = [
             f"{path!r} returns more than tensors, so zeros cannot stand in its place"
             for path in branches_in(structure, block, _is_attention)
         ]
+        return own + super().why_none(structure, block)
 
     def fits(self, structure: Structure) -> str:
+        if reason := self.misplaced(structure):
+            return reason
         *norms, path = self.slots
-        if path not in structure.seen:
-            return f"it calls no module {path!r}"
         calls, seen = structure.graph.within(path), structure.seen[path]
         if structure.single_source(path, calls) is None or not seen.is_droppable or not _is_attention(calls):
             return f"{path!r} is not {self.looked_for}"
         if norms and norms != _norm_before(structure, path):
             return f"{norms[0]!r} is no norm that feeds {path!r} alone"
-        if seen.outputs != self.outputs:
-            return f"{path!r} returns {seen.outputs or 1} values and not {self.outputs or 1}"
-        found, _ = result_of(structure, path)
-        return "" if found == self.channels else f"{path!r} returns {found} channels and not {self.channels}"
+        return why_other_results(structure, path, self.outputs, self.channels)
 
     def gates(self, model: nn.Module, start: Start) -> dict[str, Gate]:
         path = self.slots[-1]

@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import nn
 
 from updp_hf.core.cost import LatencyTable, count_parameters
-from updp_hf.core.depth.containers import result_of
+from updp_hf.core.depth.containers import why_other_results
 from updp_hf.core.gates.gate import Blend, Gate
 from updp_hf.core.graph.structure import Structure
 from updp_hf.core.plan.site import Saving, Site, Start, Unsupported
@@ -45,19 +45,19 @@ class Block(Site):
         has_one_source = structure.single_source(block, structure.graph.within(block)) is not None
         if has_one_source and structure.seen[block].is_droppable:
             saving = Saving(structure.macs[block], count_parameters(structure.modules[block]))
-            channels, _ = result_of(structure, block)
-            yield cls(form, block, (block,), channels, saving=saving, outputs=structure.seen[block].outputs)
+            returns = structure.channels_behind(block)
+            yield cls(form, block, (block,), *returns, saving=saving, outputs=structure.seen[block].outputs)
 
     def fits(self, structure: Structure) -> str:
+        if reason := self.misplaced(structure):
+            return reason
+        if self.slots != (self.block,):
+            return f"{', '.join(map(repr, self.slots))} is not the block {self.block!r} itself"
         (path,) = self.slots
-        if path not in structure.seen:
-            return f"it calls no module {path!r}"
         seen = structure.seen[path]
         if structure.single_source(path, structure.graph.within(path)) is None or not seen.is_droppable:
             return f"{path!r} is no block with {self.looked_for}"
-        if seen.outputs != self.outputs:
-            return f"{path!r} returns {seen.outputs or 1} values and not {self.outputs or 1}"
-        return ""
+        return why_other_results(structure, path, self.outputs)
 
     def gates(self, model: nn.Module, start: Start) -> dict[str, Gate]:
         (path,) = self.slots

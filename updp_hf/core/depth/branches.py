@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from updp_hf.core.cost import LatencyTable, count_parameters
-from updp_hf.core.depth.containers import branches_in, result_of
+from updp_hf.core.depth.containers import branches_in, result_of, why_other_results
 from updp_hf.core.depth.run_gates import zeroed
 from updp_hf.core.gates.gate import Blend, Gate
 from updp_hf.core.graph.calls import Call
@@ -55,24 +55,23 @@ class Branch(Site):
 
     @classmethod
     def why_none(cls, structure: Structure, block: str) -> list[str]:
-        return [
+        own = [
             f"{path!r} is called with or returns more than one tensor, so no Linear can stand in its place"
             for path in branches_in(structure, block, _is_per_token)
         ]
+        return own + super().why_none(structure, block)
 
     def fits(self, structure: Structure) -> str:
+        if reason := self.misplaced(structure):
+            return reason
+        if len(self.slots) > 1:
+            return f"a branch is one module, and not {len(self.slots)}"
         (path,) = self.slots
-        if path not in structure.seen:
-            return f"it calls no module {path!r}"
         calls = structure.graph.within(path)
-        if (
-            structure.single_source(path, calls) is None
-            or not structure.seen[path].is_plain
-            or not _is_per_token(calls)
-        ):
+        is_one_to_one = structure.single_source(path, calls) is not None and structure.seen[path].is_plain
+        if not is_one_to_one or not _is_per_token(calls):
             return f"{path!r} is not {self.looked_for}"
-        found, _ = result_of(structure, path)
-        return "" if found == self.channels else f"{path!r} returns {found} channels and not {self.channels}"
+        return why_other_results(structure, path, 0, self.channels)
 
     def gates(self, model: nn.Module, start: Start) -> dict[str, Gate]:
         (path,) = self.slots

@@ -81,8 +81,14 @@ def feeds_only(structure: Structure, call: Call, following: Call) -> bool:
     """Return whether what `call` returns goes to `following` and nowhere else, along the same axis of channels."""
     if call.is_output or call.users != [following] or following.inputs != [call]:
         return False
-    axes = {structure.parts[call].axis, structure.parts[following].axis}
+    axes = {_axis(structure, call), structure.parts[following].axis}
     return len(axes - {None}) < 2
+
+
+def _axis(structure: Structure, call: Call) -> int | None:
+    """Return the axis of the channels of what `call` returns: an activation leaves them where they are."""
+    axis, (source,) = structure.parts[call].axis, call.inputs
+    return _axis(structure, source) if axis is None and source in structure.parts else axis
 
 
 def stretches_of(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from updp_hf.core.graph.calls import Call
 from updp_hf.core.graph.structure import Structure, has_children
 
-__all__ = ["branches_in", "result_of"]
+__all__ = ["branches_in", "result_of", "why_other_results"]
 
 
 def branches_in(structure: Structure, block: str, is_wanted: Callable[[list[Call]], bool]) -> Iterator[str]:
@@ -29,3 +29,12 @@ def result_of(structure: Structure, path: str) -> tuple[int, int]:
     # An operation on windows has a batch of its own, and the example is one image.
     shape = structure.graph.within(path)[-1].shape or (0,)
     return shape[-1], math.prod(shape[:-1])
+
+
+def why_other_results(structure: Structure, path: str, outputs: int, channels: int | None = None) -> str:
+    """Return "" if `path` returns so many outputs, 0 for a tensor, of so many channels, else what it does."""
+    if (found := structure.seen[path].outputs) != outputs:
+        kinds = [f"a tuple of {count}" if count else "a tensor" for count in (found, outputs)]
+        return f"{path!r} returns {kinds[0]} where {kinds[1]} is expected"
+    count, _ = result_of(structure, path)
+    return "" if channels in (None, count) else f"{path!r} returns {count} channels where {channels} are expected"

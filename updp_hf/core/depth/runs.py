@@ -1,6 +1,6 @@
 """Runs: Linears or convolutions with closable non-linearities between them, which become one map."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
@@ -64,7 +64,7 @@ class Run(Site):
 
     @classmethod
     def why_none(cls, structure: Structure, block: str) -> list[str]:
-        return where_chains_end(structure, block)
+        return super().why_none(structure, block) or where_chains_end(structure, block)
 
     @classmethod
     def find_in(
@@ -110,39 +110,52 @@ class Run(Site):
         )
 
     def fits(self, structure: Structure) -> str:
-        if missing := [slot for slot in (self.block, *self.slots) if slot not in structure.modules]:
-            return f"it has no module {missing[0]!r}"
+        if reason := self.misplaced(structure):
+            return reason
         calls = [structure.part_at(slot) for slot in self.slots]
         if None in calls:
             slot = self.slots[calls.index(None)]
-            reasons = structure.reasons.get(self.block, [])
-            return next((r for r in reasons if r.startswith(repr(slot))), f"{slot!r} can be no part of a run there")
+            reasons = [reason for found in structure.reasons.values() for reason in found]
+            return next((r for r in reasons if r.startswith(f"{slot!r} ")), f"{slot!r} cannot be part of a run")
         found = [call for call in calls if call is not None]
         for call, following in pairwise(found):
             if not feeds_only(structure, call, following):
                 return f"{call.path!r} does not feed {following.path!r} alone"
+        if structure.has_live_children(found[-1]):
+            return f"{found[-1].path!r} has an operation in it that the run leaves out"
         roles = {call.path: structure.parts[call].role for call in found}
         norms = {call.path: _channels(structure, call) for call in found if roles[call.path] in CLOSES_TO_BATCH_NORM}
-        activations = {path for path, role in roles.items() if role is Role.ACTIVATION}
-        if norms != dict(zip(self.norms, self.norm_channels, strict=False)) or activations != set(self.activations):
-            return f"other modules than {', '.join(map(repr, self.closed))} are non-linear there"
-        if (self.channels, self.channel_axis) != structure.channels_behind(self.block):
-            return f"{self.block!r} does not return {self.channels} channels"
+        bent = [path for path, role in roles.items() if path in norms or role is Role.ACTIVATION]
+        if set(norms) != set(self.norms) or set(bent) - set(norms) != set(self.activations):
+            return f"its non-linearities are {_listed(bent)} where {_listed(self.closed)} are expected"
+        if tuple(norms[path] for path in self.norms) != self.norm_channels:
+            return f"the norms have {_listed(norms.values())} channels where {_listed(self.norm_channels)} are expected"
+        found_channels, axis = structure.channels_behind(self.block)
+        if (self.channels, self.channel_axis) != (found_channels, axis):
+            expected = f"{self.channels} channels on axis {self.channel_axis} are expected"
+            return f"{self.block!r} returns {found_channels} channels on axis {axis} where {expected}"
         return self._why_no_map(structure, roles)
 
     def _why_no_map(self, structure: Structure, roles: dict[str, Role]) -> str:
         dense = [path for path, role in roles.items() if role is Role.DENSE]
+        if len(dense) < 2:
+            return f"there are fewer than two Linears or convolutions among {_listed(self.slots)}"
+        if other := [path for path in self.cropped if path not in dense]:
+            return f"{other[0]!r} is to be cropped and is no convolution of the run"
+        in_front = self.slots[: self.slots.index(dense[0])]
+        if bent := [path for path in in_front if roles[path] is Role.ACTIVATION]:
+            return f"the activation {bent[0]!r} stands in front of all Linears and convolutions of the run"
         try:
             maps = [affine.read(structure.modules[path], device="meta") for path in dense]
             closed = crop_some(maps, [path in self.cropped for path in dense])
             merged = merged_map(closed)
         except (UPDPError, IndexError, TypeError, ValueError) as error:
-            return f"{', '.join(map(repr, dense))} have no common map ({error})"
+            return f"{_listed(dense)} do not become one map ({str(error).rstrip('.')})"
         between = self.slots[self.slots.index(dense[0]) : self.slots.index(dense[-1])]
         pools = any(roles[path] in CLOSES_TO_BATCH_NORM for path in between)
         is_shifted = self.slots[0] != dense[0] and any(merged.padding)
         if not affine.is_writable(merged) or is_shifted or (pools and not can_fill(closed)):
-            return f"no single layer computes {', '.join(map(repr, dense))} at the border of an image"
+            return f"at the border of an image no single layer computes what {_listed(dense)} do"
         return ""
 
     def gates(self, model: nn.Module, start: Start) -> dict[str, Gate]:
@@ -162,6 +175,10 @@ class Run(Site):
         maps = [affine.read(module, like) for module in modules.values() if not isinstance(module, nn.Identity)]
         moved, _ = move_padding(maps)  # where the gates have it
         return {slot: nn.Identity() for slot in slots} | {home: affine.write(affine.fold(moved), like=modules[home])}
+
+
+def _listed(values: Iterable[object]) -> str:
+    return ", ".join(map(repr, values)) or "none"
 
 
 def _channels(structure: Structure, call: Call) -> int:

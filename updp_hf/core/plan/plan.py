@@ -145,7 +145,7 @@ class Plan:
         for site in self.sites:
             if reason := site.fits(structure):
                 raise PlanError(
-                    f"The plan closes {site}, which this model does not have, for {reason}: was the plan made for "
+                    f"The plan closes {site}, which does not fit this model, because {reason}: was the plan made for "
                     "another checkpoint?"
                 )
 

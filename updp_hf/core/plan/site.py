@@ -70,8 +70,10 @@ class Site(ABC):
     def __post_init__(self) -> None:
         if self.form not in self.forms:
             raise PlanError(
-                f"A site of the kind {self.kind!r} has the form {self.form!r}, expected one of {[*self.forms]}."
+                f"A site of the kind {self.kind!r} has the form {str(self.form)!r}, expected one of {[*self.forms]}."
             )
+        if not self.slots:
+            raise PlanError(f"{self} has no slots, so there is nothing to close: take it out of the plan.")
 
     @property
     def left(self) -> str:
@@ -100,13 +102,13 @@ class Site(ABC):
     @classmethod
     def unsupported(cls, structure: Structure, block: str, form: str) -> Unsupported:
         """Say why `block` has no site of `form`."""
-        reasons = structure.reasons.get(block, []) or cls.why_none(structure, block)
+        reasons = cls.why_none(structure, block)
         return Unsupported(form, block, "; ".join([f"looked for {cls.looked_for}", *reasons[:3]]))
 
     @classmethod
     def why_none(cls, structure: Structure, block: str) -> list[str]:
-        """Return reasons of this kind's own why `block` has no site."""
-        return []
+        """Return the reasons why `block` has no site, the most telling first."""
+        return structure.reasons.get(block, [])
 
     @classmethod
     @abstractmethod
@@ -126,6 +128,17 @@ class Site(ABC):
     @abstractmethod
     def merged(self, model: nn.Module) -> dict[str, nn.Module]:
         """Return what stands in the slots of the closed `model` after merging; a slot inside another goes with it."""
+
+    def misplaced(self, structure: Structure) -> str:
+        """Return "" if the slots are modules in the block and called, else the reason why not: a part of `fits`."""
+        for path in (self.block, *self.slots):
+            if path not in structure.modules:
+                return f"the model has no module {path!r}"
+            if not f"{path}.".startswith(f"{self.block}."):
+                return f"{path!r} lies outside of the block {self.block!r}"
+            if path in self.slots and path not in structure.seen:
+                return f"{path!r} is never called"
+        return "" if structure.graph.within(self.block) else f"{self.block!r} is never called"
 
     def __str__(self) -> str:
         return f"{self.block} ({self.form})"

@@ -1,0 +1,1 @@
+"""What proves the package: `python -m recipes.benchmarks.NAME` from the root of the repository."""

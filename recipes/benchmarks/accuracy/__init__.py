@@ -1,0 +1,1 @@
+"""Accuracy at equal latency, against what one would do instead."""

@@ -1,0 +1,1 @@
+"""In how many architectures sites are found, merged and loaded."""

@@ -1,0 +1,1 @@
+"""What is run on a machine with one GPU."""

@@ -1,0 +1,1 @@
+"""The pages of results, from the records in `model_cards/`."""

@@ -1,0 +1,1 @@
+"""Which selector chooses the best sites, and what it costs."""

@@ -1,0 +1,1 @@
+"""Time and memory that pruning adds to training."""
