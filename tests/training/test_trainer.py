@@ -38,8 +38,8 @@ from torch._dynamo.utils import counters
 from torch.utils.data import IterableDataset
 from transformers import AutoModelForImageClassification, TrainerCallback, ViTForImageClassification, ViTImageProcessor
 
+import updp_hf.training.publishing
 import updp_hf.training.run_record
-import updp_hf.training.trainer
 from updp_hf import (
     Plan,
     Report,
@@ -312,7 +312,7 @@ class _Hub:
 def hub(monkeypatch):
     hub = _Hub()
     monkeypatch.setattr(transformers.trainer, "hf_api", lambda: hub)
-    monkeypatch.setattr(updp_hf.training.trainer, "push_folder", hub.push)
+    monkeypatch.setattr(updp_hf.training.publishing, "push_folder", hub.push)
     return hub
 
 
