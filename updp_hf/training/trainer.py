@@ -99,8 +99,6 @@ class UPDPTrainer(Published, GatedTrainer):
         """That of the unpruned model, which is exported for it, once."""
         return read(self.base)
 
-    # selecting
-
     def select(self, *, resume: bool = False, **settings: Any) -> Plan:
         """Return the plan: the one given, or the blocks that the selector chooses to keep to the budget.
 
