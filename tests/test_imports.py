@@ -18,7 +18,7 @@ FILES = {
     for file in sorted(PACKAGE.rglob("*.py"))
 }
 LEVELS = (
-    {"model", "processes"},
+    {"model", "processes", "hf_internals"},
     {"errors"},
     {"data"},
     {"core"},

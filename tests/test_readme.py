@@ -18,7 +18,7 @@ def blocks(language: str, *files: Path) -> list[str]:
 def test_examples_run_one_after_another(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pushes = []
-    monkeypatch.setattr("updp_hf.training.trainer.push_folder", lambda folder, *_, **__: pushes.append(str(folder)))
+    monkeypatch.setattr("updp_hf.training.publishing.push_folder", lambda folder, *_, **__: pushes.append(str(folder)))
     vit(num_hidden_layers=7).save_pretrained("checkpoint")
     ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained("checkpoint")
     images = RandomImages(16)

@@ -69,7 +69,7 @@ def smoke(name, processes, folder, *given):
 @pytest.mark.parametrize("name", NAMES)
 def test_one_and_two_processes_prune_alike(name, tmp_path):
     one, two = (smoke(name, count, tmp_path / str(count)) for count in (1, 2))
-    assert two.training["processes"] == 2
+    assert two.training.processes == 2
     for report, folder in ((one, tmp_path / "1"), (two, tmp_path / "2")):
         merged = AutoModelForImageClassification.from_pretrained(folder)
         assert merged.config.plan["sites"] == report.plan["sites"]
@@ -82,7 +82,7 @@ def test_two_processes_train_on_parts_of_a_stream_that_end_at_different_steps(tm
     given = ["--streaming", "true", "--max_train_samples", "97", "--global_batch_size", "64", "--selector", "uniform"]
     report = smoke("deit_tiny", 2, tmp_path, *given, "--calibration_size", "16", "--max_steps", "12")
     # 49 and 48 images in batches of 16, two of which make a step.
-    assert (report.training["processes"], report.training["steps"]) == (2, 12)
+    assert (report.training.processes, report.training.steps) == (2, 12)
 
 
 @pytest.mark.slow
@@ -94,6 +94,6 @@ def test_two_processes_count_each_held_out_image_of_a_stream_once(count, at_once
     alone = prepare(*arguments("deit_tiny", "--smoke", *given, folder=tmp_path / "one"))
     expected = alone.predict(alone.eval_dataset)
     assert len(expected.label_ids) == count
-    assert two.training["processes"] == 2
+    assert two.training.processes == 2
     for name in ("accuracy", "top5_accuracy"):  # an image that counted twice would change the fraction
         assert two.metrics_before[name] == pytest.approx(expected.metrics[f"test_{name}"], abs=1e-9)

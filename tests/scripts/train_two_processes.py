@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tiny_training import RandomImages, trainer, vit, weights
 
-import updp_hf.training.trainer
+import updp_hf.training.publishing
 from updp_hf.surgery.gate import plan_of
 
 RUNS = {
@@ -29,7 +29,7 @@ def main(folder: Path, batch_size: int) -> None:
     transformers.logging.set_verbosity_error()
     rank = PartialState(cpu=True).process_index
     pushed: list[Path] = []
-    updp_hf.training.trainer.push_folder = lambda folder, *_, **__: pushed.append(folder)
+    updp_hf.training.publishing.push_folder = lambda folder, *_, **__: pushed.append(folder)
     for name, changes in RUNS.items():
         pushed.clear()
         # Each process has a folder of its own, so that it shows who writes. That of the main process is the result.

@@ -1,3 +1,4 @@
+import copy
 import json
 import math
 import os
@@ -37,8 +38,8 @@ from torch._dynamo.utils import counters
 from torch.utils.data import IterableDataset
 from transformers import AutoModelForImageClassification, TrainerCallback, ViTForImageClassification, ViTImageProcessor
 
+import updp_hf.training.publishing
 import updp_hf.training.run_record
-import updp_hf.training.trainer
 from updp_hf import (
     Plan,
     Report,
@@ -55,6 +56,7 @@ from updp_hf import (
 from updp_hf.core.cost import count_parameters
 from updp_hf.core.gates.gate import gates
 from updp_hf.errors import MergeError, PlanError
+from updp_hf.reporting.report import HeldOutSet
 from updp_hf.surgery.gate import plan_of
 from updp_hf.surgery.model_io import example_inputs_of, logits_of
 from updp_hf.training.losses import label_loss
@@ -310,7 +312,7 @@ class _Hub:
 def hub(monkeypatch):
     hub = _Hub()
     monkeypatch.setattr(transformers.trainer, "hf_api", lambda: hub)
-    monkeypatch.setattr(updp_hf.training.trainer, "push_folder", hub.push)
+    monkeypatch.setattr(updp_hf.training.publishing, "push_folder", hub.push)
     return hub
 
 
@@ -376,6 +378,20 @@ def test_the_report_is_of_the_held_out_images_and_of_the_weights_that_are_saved(
     expected = run.evaluate()["eval_loss"]
     run.evaluate(RandomImages(4, seed=9))
     assert run.report(run.merge()).metrics_after["loss"] == expected
+
+
+def test_a_report_is_made_without_a_trace_and_written_once_with_what_else_is_known(tmp_path):
+    run = trainer(tmp_path)
+    run.train()
+    before = copy.deepcopy(run.state)
+    report = run.report(batch_sizes=())
+    assert run.report(batch_sizes=()) == report
+    assert (run.state, list(tmp_path.iterdir())) == (before, [])
+    report = replace(report, metrics_without_training={"accuracy": 0.5}, evaluated_on=HeldOutSet("noise"))
+    run.save_model(report=report)
+    saved = Report.load(tmp_path)
+    assert replace(saved, weights=None) == report.as_saved()
+    assert "accuracy 50.00 %" in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_plan_names_the_checkpoint_that_was_pruned_and_no_other(tmp_path):

@@ -34,10 +34,7 @@ logger = logging.get_logger(__name__)
 
 
 class GatedTrainer(Trainer):
-    """Train a gated model: strict checkpoints, statistics of one process, averaged weights, the loss of a teacher.
-
-    Not for use by itself: see `UPDPTrainer` and `SupernetTrainer`.
-    """
+    """Train a gated model: strict checkpoints, statistics of one process, averaged weights, the loss of a teacher."""
 
     args: UPDPTrainingArguments
 

@@ -1,4 +1,4 @@
-"""The Trainer that prunes: gate, calibrate, anneal, merge, save, push."""
+"""The Trainer that prunes: gate, calibrate, anneal, merge, save."""
 
 import copy
 import os
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from huggingface_hub import HfApi
 from torch import Tensor, nn, no_grad
 from transformers import set_seed
 from transformers.utils import logging
@@ -20,16 +19,14 @@ from updp_hf.core.plan.plan import Plan
 from updp_hf.core.schedule import ramp
 from updp_hf.errors import UPDPError
 from updp_hf.hub.folder import refuse_occupied, save_merged
-from updp_hf.hub.push import push_folder
 from updp_hf.processes import on_main_process
-from updp_hf.reporting.card import add_card
 from updp_hf.reporting.measure import report_of
 from updp_hf.reporting.plots import plot_front
-from updp_hf.reporting.provenance import dataset_facts, metadata_of, with_card_facts
+from updp_hf.reporting.provenance import dataset_facts, metadata_of
 from updp_hf.reporting.report import Report, SelectionFacts
 from updp_hf.selection.choose import Selection, choose
 from updp_hf.selection.pareto import FRONT_NAME, Front, pareto_front
-from updp_hf.selection.supernet import SUPERNET, SupernetTraining
+from updp_hf.selection.supernet import SUPERNET
 from updp_hf.surgery.calibrate import calibrate_
 from updp_hf.surgery.find import read
 from updp_hf.surgery.gate import gate_, plan_of, without_gates
@@ -42,6 +39,7 @@ from updp_hf.training.dataloaders import calibration_batches
 from updp_hf.training.distillation import frozen_teacher
 from updp_hf.training.gated_trainer import GatedTrainer
 from updp_hf.training.optimizer import refuse_early_optimizer
+from updp_hf.training.publishing import Published
 from updp_hf.training.run_facts import OTHER_IMAGES, facts_of_run, selection_facts, warn_if_slower, with_speed_up
 from updp_hf.training.run_record import read_run_record, write_run_record
 from updp_hf.training.supernet import is_selection_begun, supernet_training
@@ -54,7 +52,7 @@ REPORTED_BATCH_SIZES = (1, 8)
 """Batch sizes at which a saved model's latency is measured."""
 
 
-class UPDPTrainer(GatedTrainer):
+class UPDPTrainer(Published, GatedTrainer):
     """Prune a vision checkpoint while fine-tuning it.
 
     `train()` selects the blocks if no plan was given, gates them, calibrates what is new, and anneals the gates
@@ -90,7 +88,6 @@ class UPDPTrainer(GatedTrainer):
         self.selection: Selection | None = None
         self._selection_facts: SelectionFacts | None = None
         self._was_resumed = False
-        self._saved: tuple[Path, int] | None = None
 
     @property
     def plan(self) -> Plan:
@@ -101,8 +98,6 @@ class UPDPTrainer(GatedTrainer):
     def structure(self) -> Structure:
         """That of the unpruned model, which is exported for it, once."""
         return read(self.base)
-
-    # selecting
 
     def select(self, *, resume: bool = False, **settings: Any) -> Plan:
         """Return the plan: the one given, or the blocks that the selector chooses to keep to the budget.
@@ -151,26 +146,15 @@ class UPDPTrainer(GatedTrainer):
 
     def _selection_options(self, *, resume: bool) -> dict[str, Any]:
         """Return what `choose` and `pareto_front` are told."""
+        names = ("train_dataset", "data_collator", "compute_loss_func", "optimizer_cls_and_kwargs")
+        given = {name: getattr(self, name) for name in names}
+        trains = self.args.selector == SUPERNET
         return {
             **self.args.selection_options(),
-            "supernet": self._supernet_training(resume=resume),
+            "supernet": supernet_training(self.model, self.args, resume=resume, **given) if trains else None,
             "structure": self.structure,
             "processes": PartialState(),
         }
-
-    def _supernet_training(self, *, resume: bool) -> SupernetTraining | None:
-        """Return how a supernet is trained on the images that it is not scored by, if it is the selector."""
-        if self.args.selector != SUPERNET:
-            return None
-        return supernet_training(
-            self.model,
-            self.args,
-            resume=resume,
-            train_dataset=self.train_dataset,
-            data_collator=self.data_collator,
-            compute_loss_func=self.compute_loss_func,
-            optimizer_cls_and_kwargs=self.optimizer_cls_and_kwargs,
-        )
 
     # before the loop
 
@@ -313,91 +297,3 @@ class UPDPTrainer(GatedTrainer):
             logger.info("Saved the merged model in %s.", folder)
         self._saved = (folder, self.state.global_step)
         self.accelerator.wait_for_everyone()
-
-    def _repo_id(self, folder: Path) -> str:
-        return str(self.hub_model_id or self.args.hub_model_id or folder.resolve().name)
-
-    def create_model_card(
-        self,
-        language: str | None = None,
-        license: str | None = None,
-        tags: str | list[str] | None = None,
-        model_name: str | None = None,
-        finetuned_from: str | None = None,
-        tasks: str | list[str] | None = None,
-        dataset_tags: str | list[str] | None = None,
-        dataset: str | list[str] | None = None,
-        dataset_args: str | list[str] | None = None,
-    ) -> None:
-        """Write the card of the saved model again, with facts that no run can know.
-
-        Args:
-            language: of the labels.
-            license: of the model; by default that of the checkpoint, if the Hub tells.
-            tags: further ones.
-            model_name: title of the card; by default the name of the repository or folder.
-            finetuned_from: id of the checkpoint on the Hub; by default that from which it was loaded.
-            tasks: of no effect, for the task is image classification.
-            dataset_tags: ids of the datasets on the Hub; of several the first is the one that was evaluated on.
-            dataset: name of the set of images that was evaluated on.
-            dataset_args: of no effect.
-        """
-        if not self.is_world_process_zero():
-            return
-        folder = Path(self.args.output_dir)
-        report = with_card_facts(
-            Report.load(folder),
-            language=language,
-            license=license,
-            tags=tags,
-            model_name=model_name,
-            finetuned_from=finetuned_from,
-            dataset_tags=dataset_tags,
-            dataset=dataset,
-        )
-        report.save(folder)
-        add_card(report, folder, self._repo_id(folder))
-
-    def push_to_hub(
-        self,
-        commit_message: str | None = None,
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Push the merged model, saved before unless it is; never checkpoints, optimizer state or pickles.
-
-        Args:
-            commit_message: title of the commit.
-            blocking: whether to wait; else a `Future` is returned.
-            token: access token, `hub_token` by default.
-            revision: the branch, `hub_revision` by default.
-            private: whether a new repository is private, `hub_private_repo` by default.
-            **kwargs: those of `create_model_card`.
-
-        Raises:
-            HubError: the Hub refused or was not reached; the merged model lies in the output folder.
-            ValueError: nothing has been pruned yet.
-            MergeError: the gates are not closed yet.
-        """
-        if not is_gated(self.model):
-            raise UPDPError("Nothing is pruned yet that could be pushed: call `train()` first.")
-        folder = Path(self.args.output_dir)
-        if self._saved != (folder, self.state.global_step):
-            self.save_model()
-        if kwargs:
-            self.create_model_card(**kwargs)
-        if not self.is_world_process_zero():
-            return None
-        options: dict[str, Any] = {
-            "private": self.args.hub_private_repo if private is None else private,
-            "token": token or self.args.hub_token,
-            "revision": revision or self.args.hub_revision,
-            "commit_message": commit_message,
-        }
-        repo_id = self._repo_id(folder)
-        if not blocking:
-            return HfApi().run_as_future(push_folder, folder, repo_id, **options)
-        return push_folder(folder, repo_id, **options)
