@@ -130,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _sites(args: argparse.Namespace) -> None:
-    _refuse_below_one("--batch_size", args.batch_size)
+    _check_at_least_one("--batch_size", args.batch_size)
     forms = [str(form) for form in dict.fromkeys(args.form or [DEFAULT_FORM])]
     print(sites_table(_load(args.model), args.model, forms, args.batch_size if args.cost == "latency" else None))
 
@@ -150,7 +150,7 @@ def _merge(args: argparse.Namespace) -> None:
 def _benchmark(args: argparse.Namespace) -> None:
     for option, values in (("--batch_size", args.batch_size), ("--rounds", [args.rounds])):
         for value in values:
-            _refuse_below_one(option, value)
+            _check_at_least_one(option, value)
     models: dict[str, nn.Module] = {name: _load(name).eval() for name in dict.fromkeys(args.models)}
     first, *others = models
     images = {name: next(iter(example_inputs_of(model).values())) for name, model in models.items()}
@@ -186,7 +186,7 @@ def _faster(first: dict[str, float] | None, this: dict[str, float] | None) -> di
 
 
 def _export(args: argparse.Namespace) -> None:
-    _refuse_no_folder(args.folder)
+    _check_folder(args.folder)
     report = report_in(args.folder, _load(str(args.folder)))
     exported = export_onnx(args.folder)
     report = replace(report, onnx=exported.facts())
@@ -197,7 +197,7 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _card(args: argparse.Namespace) -> None:
-    _refuse_no_folder(args.folder)
+    _check_folder(args.folder)
     report = report_in(args.folder, _load(str(args.folder)))
     card = args.folder / CARD_NAME
     if card.is_file() and not is_generated(card) and not args.force:
@@ -215,17 +215,17 @@ def _repo_id(report: Report, folder: Path) -> str:
 
 
 def _push(args: argparse.Namespace) -> None:
-    _refuse_no_folder(args.folder)
+    _check_folder(args.folder)
     names = ("private", "token", "revision", "commit_message", "create_pr")
     print(push_folder(args.folder, args.repo_id, **{name: getattr(args, name) for name in names}).commit_url)
 
 
-def _refuse_below_one(option: str, value: int) -> None:
+def _check_at_least_one(option: str, value: int) -> None:
     if value < 1:
         raise UPDPError(f"{option} is {value}, expected at least 1: give a larger number.")
 
 
-def _refuse_no_folder(folder: Path) -> None:
+def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise UPDPError(f"There is no folder {folder}, expected that of a merged model: give the one it was saved in.")
 

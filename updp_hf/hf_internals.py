@@ -35,8 +35,6 @@ RELIED_ON: dict[str, str | None] = {
     "torch.ops.aten._scaled_dot_product_flash_attention_for_cpu": None,
     # The columns of a stream that does not tell them (data/sources.py).
     "datasets.IterableDataset._resolve_features": "(self)",
-    # Options of a command line by the name of their field (recipe/command_line.py).
-    "argparse.ArgumentParser._actions": None,
 }
 """By the path of each name, the parameters that are relied on; None where it only has to be there."""
 

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTImageProcessor
 
 from updp_hf import Form, Report, gate_
-from updp_hf.hub.folder import MERGED_FILES, refuse_occupied, save_merged
+from updp_hf.hub.folder import MERGED_FILES, check_unoccupied, save_merged
 from updp_hf.reporting.card import PICTURES, render_card
 from updp_hf.reporting.measure import digest_of_weights, report_of
 from updp_hf.training.checkpoints import save_checkpoint
@@ -21,21 +21,21 @@ def test_a_training_checkpoint_is_not_written_over(tmp_path):
     model = vit()
     gate_(model, last_two(vit))
     save_checkpoint(model, tmp_path / "checkpoint-4")
-    refuse_occupied(tmp_path, vit())
+    check_unoccupied(tmp_path, vit())
     with pytest.raises(ValueError, match="holds a training checkpoint"):
-        refuse_occupied(tmp_path / "checkpoint-4", vit())
+        check_unoccupied(tmp_path / "checkpoint-4", vit())
 
 
 def test_the_source_is_not_written_over(tmp_path):
     vit().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="where the checkpoint itself lies"):
-        refuse_occupied(tmp_path, type(vit()).from_pretrained(tmp_path))
+        check_unoccupied(tmp_path, type(vit()).from_pretrained(tmp_path))
 
 
 @pytest.mark.parametrize("folder", ["new", "new/folder"])
 def test_a_new_folder_is_free(folder, tmp_path):
-    refuse_occupied(tmp_path / folder, vit())
-    refuse_occupied(tmp_path / folder, nn.Linear(1, 1))
+    check_unoccupied(tmp_path / folder, vit())
+    check_unoccupied(tmp_path / folder, nn.Linear(1, 1))
 
 
 @cache

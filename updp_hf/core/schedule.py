@@ -13,7 +13,7 @@ __all__ = ["RAMP_END", "Schedule", "ramp", "sandwich"]
 Schedule = Callable[[float], float]
 """From progress in [0, 1], the fraction of all optimizer steps that are done, to λ in [0, 1]."""
 RAMP_END = 0.1
-"""Where a ramp ends by default, as a fraction of training; `recipes/benchmark_accuracy.py` compares it with others."""
+"""Where a ramp ends by default, as a fraction of training; `recipes.benchmarks.accuracy` compares it with others."""
 
 
 def ramp(

@@ -69,7 +69,7 @@ def with_classes(
         raise UPDPError(f"In the column {column!r} some images have {wrong[0]} for a label: take them out.")
     if isinstance(feature, datasets.ClassLabel):
         for part in parts:
-            _refuse_other_classes(part.features[column], feature)
+            _check_classes(part.features[column], feature)
         return train, held_out, list(feature.names)
     if any(isinstance(part, datasets.IterableDataset) for part in parts):
         raise UPDPError(
@@ -86,7 +86,7 @@ def with_classes(
     return train, next(iter(others), None), names
 
 
-def _refuse_other_classes(found: Any, expected: datasets.ClassLabel) -> None:
+def _check_classes(found: Any, expected: datasets.ClassLabel) -> None:
     if not isinstance(found, datasets.ClassLabel) or list(found.names) != list(expected.names):
         raise UPDPError(
             f"The images to evaluate on have the classes {getattr(found, 'names', found)}, those to train on "

@@ -17,7 +17,7 @@ from updp_hf.reporting.card import CARD_NAME, PICTURES, add_card
 from updp_hf.reporting.measure import WEIGHTS_NAMES, digest_of_weights
 from updp_hf.reporting.report import REPORT_NAME, Report
 
-__all__ = ["MERGED_FILES", "is_training_checkpoint", "refuse_occupied", "save_merged", "save_processor"]
+__all__ = ["MERGED_FILES", "check_unoccupied", "is_training_checkpoint", "save_merged", "save_processor"]
 
 _WEIGHTS = (*WEIGHTS_NAMES, SAFE_WEIGHTS_INDEX_NAME)
 MERGED_FILES = (
@@ -34,7 +34,7 @@ def is_training_checkpoint(folder: str | Path) -> bool:
     return config.is_file() and bool(json.loads(config.read_text(encoding="utf-8")).get("is_gated"))
 
 
-def refuse_occupied(folder: str | Path, base: nn.Module) -> None:
+def check_unoccupied(folder: str | Path, base: nn.Module) -> None:
     """Refuse to write a merged model over the checkpoint `base` was loaded from, or over a training checkpoint.
 
     Raises:

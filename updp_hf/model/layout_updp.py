@@ -38,7 +38,7 @@ class UPDPError(ValueError):
 _repr = reprlib.Repr()
 _repr.maxstring, _repr.maxdict = 200, 10
 short = _repr.repr
-"""What an error shows of a value that a stranger wrote: never more than a few lines of it."""
+"""What an error shows of a value in an untrusted file: never more than a few lines of it."""
 
 
 def get_slot(model: nn.Module, path: str) -> nn.Module:

@@ -17,7 +17,7 @@ from updp_hf.data.streams import Tally, image_stream
 from updp_hf.errors import UPDPError
 from updp_hf.processes import on_main_process
 from updp_hf.recipe.arguments import RecipeArguments
-from updp_hf.recipe.pretrained import load_checkpoint, load_teacher, refuse_untrained, save_tiny
+from updp_hf.recipe.pretrained import check_trained, load_checkpoint, load_teacher, save_tiny
 from updp_hf.training.checkpoints import last_checkpoint
 from updp_hf.training.losses import label_loss
 from updp_hf.training.metrics import compute_accuracy
@@ -45,7 +45,7 @@ def prepare(data: DataArguments, augmentation: AugmentationArguments, args: Reci
     set_seed(args.seed)  # the same also where a tiny network has been drawn
     model, processor = load_checkpoint(args.model_name_or_path, splits.labels, args.drop_path_rate)
     if args.distillation != "none" and args.teacher_name_or_path is None:
-        refuse_untrained(args.model_name_or_path, splits.labels)
+        check_trained(args.model_name_or_path, splits.labels)
     teacher = args.teacher_name_or_path and load_teacher(args.teacher_name_or_path, splits.labels, processor)
     check_count(args, splits.train)
     if data.streaming:

@@ -21,7 +21,7 @@ from updp_hf.errors import AccessError, UPDPError
 from updp_hf.surgery.model_io import load_classifier
 from updp_hf.training.checkpoints import appearing_whole
 
-__all__ = ["load_checkpoint", "load_teacher", "refuse_untrained", "save_tiny"]
+__all__ = ["check_trained", "load_checkpoint", "load_teacher", "save_tiny"]
 
 logger = logging.get_logger(__name__)
 
@@ -52,7 +52,7 @@ def load_checkpoint(
         config = AutoConfig.from_pretrained(name)
         processor = AutoImageProcessor.from_pretrained(name)
         options: dict[str, Any] = {}
-        _refuse_other_order(name, list(config.id2label.values()), labels)
+        _check_order(name, list(config.id2label.values()), labels)
         if config.num_labels != len(labels):
             logger.warning(
                 f"{name} has been trained for {config.num_labels} classes and there are {len(labels)} here, so its "
@@ -82,7 +82,7 @@ def load_teacher(name: str, labels: Sequence[str], processor: Any) -> PreTrained
         ValueError: it knows other classes, or expects other images.
     """
     teacher, own = load_checkpoint(name, labels)
-    refuse_untrained(name, labels)
+    check_trained(name, labels)
     found, expected = ({key: inputs_of(p)[key] for key in ("mean", "std")} for p in (processor, own))
     if found != expected:
         raise UPDPError(
@@ -92,7 +92,7 @@ def load_teacher(name: str, labels: Sequence[str], processor: Any) -> PreTrained
     return teacher
 
 
-def refuse_untrained(name: str, labels: Sequence[str]) -> None:
+def check_trained(name: str, labels: Sequence[str]) -> None:
     """Refuse to learn from the checkpoint `name` if its classifier is a new one.
 
     Raises:
@@ -105,7 +105,7 @@ def refuse_untrained(name: str, labels: Sequence[str]) -> None:
         )
 
 
-def _refuse_other_order(name: str, known: Sequence[str], labels: Sequence[str]) -> None:
+def _check_order(name: str, known: Sequence[str], labels: Sequence[str]) -> None:
     if list(known) != list(labels) and sorted(known) == sorted(labels):
         raise UPDPError(
             f"{name} knows the classes of the images in another order ({known[:3]}… and not {list(labels)[:3]}…): "

@@ -50,7 +50,7 @@ def label_fit(gated: nn.Module, batches: Iterable[Mapping[str, Any]]) -> Score:
 
     The running statistics of all BatchNorms are taken anew for each choice, from the same images. The loss tells
     choices apart that have the same accuracy, and agrees better with what training gives, as
-    `recipes/benchmark_selectors.py` shows.
+    `recipes.benchmarks.selectors` shows.
 
     Raises:
         ValueError: the batches have no labels.

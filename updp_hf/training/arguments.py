@@ -200,7 +200,7 @@ class UPDPTrainingArguments(TrainingArguments):
         """
         return self.plan if isinstance(self.plan, Plan) or self.plan is None else Plan.load(self.plan)
 
-    def refuse_other(self, plan: Plan, checkpoint: str) -> None:
+    def check_same_plan(self, plan: Plan, checkpoint: str) -> None:
         """Refuse to resume `checkpoint`, whose plan is not what the arguments ask for.
 
         Raises:

@@ -6,10 +6,10 @@ from torch import nn
 
 from updp_hf.errors import UPDPError
 
-__all__ = ["refuse_early_optimizer"]
+__all__ = ["check_optimizer"]
 
 
-def refuse_early_optimizer(optimizer: Any, model: nn.Module) -> None:
+def check_optimizer(optimizer: Any, model: nn.Module) -> None:
     """Refuse an optimizer that was built before `model` was gated.
 
     Raises:

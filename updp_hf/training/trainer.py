@@ -18,7 +18,7 @@ from updp_hf.core.graph.structure import Structure
 from updp_hf.core.plan.plan import Plan
 from updp_hf.core.schedule import ramp
 from updp_hf.errors import UPDPError
-from updp_hf.hub.folder import refuse_occupied, save_merged
+from updp_hf.hub.folder import check_unoccupied, save_merged
 from updp_hf.processes import on_main_process
 from updp_hf.reporting.measure import report_of
 from updp_hf.reporting.plots import plot_front
@@ -38,7 +38,7 @@ from updp_hf.training.checkpoints import last_checkpoint, plan_in
 from updp_hf.training.dataloaders import calibration_batches
 from updp_hf.training.distillation import frozen_teacher
 from updp_hf.training.gated_trainer import GatedTrainer
-from updp_hf.training.optimizer import refuse_early_optimizer
+from updp_hf.training.optimizer import check_optimizer
 from updp_hf.training.publishing import Published
 from updp_hf.training.run_facts import OTHER_IMAGES, facts_of_run, selection_facts, warn_if_slower, with_speed_up
 from updp_hf.training.run_record import read_run_record, write_run_record
@@ -80,7 +80,7 @@ class UPDPTrainer(Published, GatedTrainer):
         self, model: nn.Module, args: UPDPTrainingArguments, *, teacher: nn.Module | None = None, **kwargs: Any
     ):
         super().__init__(model, args, **kwargs)
-        refuse_occupied(args.output_dir, model)
+        check_unoccupied(args.output_dir, model)
         self.base = without_gates(model).eval().requires_grad_(False)
         self.callback = UPDPCallback(ramp(args.ramp, args.ramp_start, args.ramp_end))  # type: ignore[arg-type]
         self.add_callback(self.callback)
@@ -180,12 +180,12 @@ class UPDPTrainer(Published, GatedTrainer):
             resume_from_checkpoint = os.fspath(resume_from_checkpoint)
             self._was_resumed = True
             plan = plan_in(resume_from_checkpoint)
-            self.args.refuse_other(plan, resume_from_checkpoint)
+            self.args.check_same_plan(plan, resume_from_checkpoint)
             gate_(self.model, plan, structure=self.structure)
             self._selection_facts = read_run_record(resume_from_checkpoint, self.args) or self._selection_facts
         elif not is_gated(self.model):
             self._gate(self.select(resume=resumes_selection))
-        refuse_early_optimizer(self.optimizer, self.model)
+        check_optimizer(self.optimizer, self.model)
         self._saved = None
         if self.args.distillation != "none":
             self._teacher = frozen_teacher(self.teacher or self.base, self.args.device)
@@ -289,7 +289,7 @@ class UPDPTrainer(Published, GatedTrainer):
             return
         folder = Path(output_dir or self.args.output_dir)
         if self.is_world_process_zero():
-            refuse_occupied(folder, self.base)
+            check_unoccupied(folder, self.base)
             merged = self.merge()
             report = report or self.report(merged)
             warn_if_slower(report, self.args)

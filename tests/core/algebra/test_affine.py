@@ -9,19 +9,8 @@ from timm.models.vision_transformer import LayerScale
 from torch import nn
 from torch.testing import assert_close
 
-from updp_hf.core.algebra.affine import (
-    InexactMerge,
-    add,
-    apply,
-    compose,
-    empty,
-    fold,
-    identity,
-    is_readable,
-    is_writable,
-    read,
-    write,
-)
+from updp_hf.core.algebra.affine import InexactMerge, add, apply, compose, fold, identity
+from updp_hf.core.algebra.modules import empty, is_readable, is_writable, read, write
 from updp_hf.model.modules_updp import ChannelBatchNorm
 
 SIZES = [(11, 14), (15, 15), (16, 13)]

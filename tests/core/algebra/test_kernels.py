@@ -6,8 +6,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 from torch.testing import assert_close
 
-from updp_hf.core.algebra.affine import InexactMerge, apply, fold, read
+from updp_hf.core.algebra.affine import InexactMerge, apply, fold
 from updp_hf.core.algebra.kernels import can_crop, crop, largest, move_padding
+from updp_hf.core.algebra.modules import read
 
 SIZES = [(11, 14), (15, 15), (16, 13)]
 

@@ -8,8 +8,9 @@ from compiling import assert_follows_lambda_without_recompiling
 from torch import nn
 from torch.testing import assert_close
 
-from updp_hf.core.algebra.affine import apply, fold, read
+from updp_hf.core.algebra.affine import apply, fold
 from updp_hf.core.algebra.kernels import move_padding
+from updp_hf.core.algebra.modules import read
 from updp_hf.core.depth.run_gates import annealing_gates
 from updp_hf.core.gates.convolution import ConvGate, FillGate
 from updp_hf.core.gates.detour import Bypass, Landing, Shortcut

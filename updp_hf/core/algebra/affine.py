@@ -1,19 +1,17 @@
 """The algebra of affine maps. All merging in this package is a fold with `compose` and `add`.
 
-`read` and `write` are the only doors between this algebra and `nn.Module`. Everything inside is float64.
+`read` and `write` in `modules.py` are the only doors between it and `nn.Module`. Everything inside is float64.
 """
 
 import math
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
+from torch import Tensor
 
 from updp_hf.errors import UPDPError
-from updp_hf.model.modules_updp import ChannelBatchNorm
 
 __all__ = [
     "AffineMap",
@@ -21,13 +19,9 @@ __all__ = [
     "add",
     "apply",
     "compose",
-    "empty",
+    "diagonal",
     "fold",
     "identity",
-    "is_readable",
-    "is_writable",
-    "read",
-    "write",
 ]
 
 
@@ -83,7 +77,7 @@ def apply(map: AffineMap, x: Tensor) -> Tensor:
 
 def identity(like: AffineMap) -> AffineMap:
     """Return the identity on the input of `like`."""
-    return _diagonal(like.bias.new_ones(like.in_channels), None, like)
+    return diagonal(like.bias.new_ones(like.in_channels), None, like)
 
 
 def compose(first: AffineMap, then: AffineMap) -> AffineMap:
@@ -102,7 +96,7 @@ def compose(first: AffineMap, then: AffineMap) -> AffineMap:
         )
     if first.out_channels != then.in_channels:
         raise UPDPError(f"A map to {first.out_channels} channels is followed by one from {then.in_channels}.")
-    _refuse_leaking_border(first, then)
+    _check_border(first, then)
     groups = math.gcd(first.groups, then.groups)
     first, then = _with_groups(first, groups), _with_groups(then, groups)
     taps = then.weight.flatten(2).sum(-1) if then.kernel else then.weight  # (out, mid / groups)
@@ -151,122 +145,8 @@ def fold(maps: list[AffineMap]) -> AffineMap:
     return reduce(compose, maps)
 
 
-def is_readable(module: nn.Module) -> bool:
-    """Return whether `read` accepts `module`.
-
-    A subclass of Linear or of a convolution may compute its weight or pad at run time, so it must have their forward.
-    That a BatchNorm does nothing else, and that a scale multiplies, the graph has to show.
-    """
-    if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
-        is_stock = type(module).forward in (nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward)
-        return is_stock and not nn.utils.parametrize.is_parametrized(module) and _pads_zeros(module)
-    return isinstance(module, _BATCH_NORMS) or _is_scale(module)
-
-
-def read(module: nn.Module, like: AffineMap | None = None, *, device: str = "cpu") -> AffineMap:
-    """Read the map that `module` computes in evaluation mode, in float64.
-
-    `like` tells a diagonal map (BatchNorm, LayerScale) how many spatial axes it acts on: those of its neighbour. On the
-    device `meta` the map has shapes and no values, which is enough to know what a composition would cost.
-
-    Raises:
-        TypeError: the module is none of the types whose map is known.
-    """
-
-    def f64(tensor: Tensor) -> Tensor:
-        return tensor.detach().to(device, torch.float64, copy=True)
-
-    if not is_readable(module):
-        raise TypeError(f"{type(module).__name__} has no affine map that is known: expected Linear, Conv or BatchNorm.")
-    if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
-        weight = f64(module.weight)
-        bias = weight.new_zeros(weight.shape[0]) if module.bias is None else f64(module.bias)
-        if isinstance(module, nn.Linear):
-            return AffineMap(weight, bias)
-        padding = _padding(module)
-        return AffineMap(weight, bias, module.stride, padding, module.dilation, module.groups, channel_axis=1)
-    if _is_scale(module):
-        return _diagonal(f64(next(module.parameters())), None, like)
-    norm = module.norm if isinstance(module, ChannelBatchNorm) else module
-    assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
-    if norm.running_mean is None or norm.running_var is None:
-        raise TypeError(f"{type(module).__name__} keeps no running statistics, so it is not an affine map.")
-    mean, variance = f64(norm.running_mean), f64(norm.running_var)
-    scale = torch.rsqrt(variance + norm.eps)
-    if norm.affine:
-        scale = scale * f64(norm.weight)
-    shift = -mean * scale
-    if norm.affine:
-        shift = shift + f64(norm.bias)
-    return _diagonal(scale, shift, like)
-
-
-def is_writable(map: AffineMap) -> bool:
-    """Return whether there is a Linear or a two-dimensional convolution that computes `map`."""
-    if not map.kernel:
-        return map.groups == 1
-    return len(map.kernel) == 2 and map.padding[::2] == map.padding[1::2]
-
-
-def empty(map: AffineMap, **options: Any) -> nn.Linear | nn.Conv2d:
-    """Build the Linear or Conv2d that can compute `map`, with a bias and without values; `options` as for both.
-
-    Raises:
-        TypeError: neither of them can.
-    """
-    if not is_writable(map):
-        raise TypeError(
-            f"A map with kernel {map.kernel}, padding {map.padding} and {map.groups} groups is neither a Linear nor a "
-            "Conv2d."
-        )
-    kind: type[nn.Module] = nn.Linear
-    if map.kernel:
-        kind = nn.Conv2d
-        options |= {"kernel_size": map.kernel, "stride": map.stride, "padding": map.padding[::-2]}
-        options |= {"dilation": map.dilation, "groups": map.groups}
-    module: nn.Linear | nn.Conv2d = nn.utils.skip_init(kind, map.in_channels, map.out_channels, **options)
-    return module
-
-
-def write(map: AffineMap, like: nn.Module) -> nn.Linear | nn.Conv2d:
-    """Write `map` into a new Linear or Conv2d with the dtype, device and mode of `like`.
-
-    Raises:
-        TypeError: neither of them computes it.
-    """
-    parameter = next(like.parameters())
-    module = empty(map, device=parameter.device, dtype=parameter.dtype)
-    with torch.no_grad():
-        module.weight.copy_(map.weight)
-        assert module.bias is not None
-        module.bias.copy_(map.bias)
-    return module.train(like.training)
-
-
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, ChannelBatchNorm)
-
-
-def _pads_zeros(module: nn.Linear | nn.Conv1d | nn.Conv2d) -> bool:
-    return isinstance(module, nn.Linear) or module.padding_mode == "zeros"
-
-
-def _is_scale(module: nn.Module) -> bool:
-    """A layer scale by its content: one vector and nothing else. That it multiplies, the graph has to show."""
-    tensors = [*module.parameters(), *module.buffers()]
-    is_leaf = next(module.children(), None) is None
-    return is_leaf and len(tensors) == 1 and tensors[0].ndim == 1 and isinstance(tensors[0], nn.Parameter)
-
-
-def _padding(module: nn.Conv1d | nn.Conv2d) -> tuple[int, ...]:
-    if module.padding == "valid":
-        return (0, 0) * len(module.kernel_size)
-    if isinstance(module.padding, str):  # "same"
-        totals = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-        return tuple(p for total in reversed(totals) for p in (total // 2, total - total // 2))
-    return tuple(p for p in reversed(module.padding) for _ in range(2))
-
-
-def _diagonal(scale: Tensor, shift: Tensor | None, like: AffineMap | None) -> AffineMap:
+def diagonal(scale: Tensor, shift: Tensor | None, like: AffineMap | None) -> AffineMap:
+    """Return the map that scales and shifts each channel, on as many spatial axes as `like` has."""
     axes = 0 if like is None else len(like.kernel)
     return AffineMap(
         weight=scale.reshape(-1, 1, *[1] * axes).clone(),
@@ -321,7 +201,7 @@ def _compose_weights(first: Tensor, then: Tensor, stride: tuple[int, ...]) -> Te
     return transpose(then, first, stride=stride)  # (out, in, *(k1 + s (k2 - 1)))
 
 
-def _refuse_leaking_border(first: AffineMap, then: AffineMap) -> None:
+def _check_border(first: AffineMap, then: AffineMap) -> None:
     if not any(then.padding):
         return
     pointwise = math.prod(first.kernel) == 1 and not any(first.padding)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from updp_hf.core.algebra import affine
+from updp_hf.core.algebra import affine, modules
 from updp_hf.core.algebra.affine import AffineMap
 from updp_hf.core.algebra.kernels import can_crop, can_fill, crop_some, largest, move_padding
 from updp_hf.core.cost import LatencyTable
@@ -153,7 +153,7 @@ def _ways(
     closed: int,
 ) -> list[Stretch]:
     """Return the stretch with whole kernels and, where there is something to crop, with cropped ones."""
-    maps = [affine.read(structure.modules[chain[i].path], device="meta") for i in dense]
+    maps = [modules.read(structure.modules[chain[i].path], device="meta") for i in dense]
     choices = [[False] * len(maps)]
     if crops:
         kept = largest(maps)
@@ -167,7 +167,7 @@ def _ways(
         merged = merged_map(closed_maps)
         # What pools positions would see the ring that moved padding leaves.
         is_continuous = not pools or can_fill(closed_maps)
-        if affine.is_writable(merged) and is_continuous:
+        if modules.is_writable(merged) and is_continuous:
             macs = sum(call.macs for call in calls) - positions(calls[-1], merged) * merged.weight.numel()
             seconds = None if latencies is None else _seconds_saved(structure, calls, merged, latencies)
             places = tuple(i for i, is_cropped in zip(dense, choice, strict=True) if is_cropped)
@@ -177,7 +177,7 @@ def _ways(
 
 def _seconds_saved(structure: Structure, calls: list[Call], merged: AffineMap, latencies: LatencyTable) -> float:
     before = nn.Sequential(*(structure.modules[path] for path in outermost([call.path for call in calls])))
-    after = affine.empty(merged).to(next(before.parameters()))
+    after = modules.empty(merged).to(next(before.parameters()))
     for parameter in after.parameters():
         nn.init.zeros_(parameter)  # what memory holds by chance may be slow to multiply
     shape = calls[0].inputs[0].shape or ()

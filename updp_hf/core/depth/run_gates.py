@@ -4,8 +4,8 @@ from collections.abc import Collection, Mapping
 
 from torch import nn
 
-from updp_hf.core.algebra.affine import empty, read
 from updp_hf.core.algebra.kernels import can_fill, crop_some, move_padding
+from updp_hf.core.algebra.modules import empty, read
 from updp_hf.core.depth.chains import merged_map
 from updp_hf.core.gates.convolution import ConvGate, FillGate
 from updp_hf.core.gates.detour import Bypass, Landing, Shortcut

@@ -7,8 +7,9 @@ from typing import ClassVar
 
 from torch import nn
 
-from updp_hf.core.algebra import affine
+from updp_hf.core.algebra.affine import fold
 from updp_hf.core.algebra.kernels import can_fill, crop_some, move_padding
+from updp_hf.core.algebra.modules import is_writable, read, write
 from updp_hf.core.cost import LatencyTable, count_parameters
 from updp_hf.core.depth.chains import (
     CLOSES_TO_BATCH_NORM,
@@ -146,7 +147,7 @@ class Run(Site):
         if bent := [path for path in in_front if roles[path] is Role.ACTIVATION]:
             return f"the activation {bent[0]!r} stands in front of all Linears and convolutions of the run"
         try:
-            maps = [affine.read(structure.modules[path], device="meta") for path in dense]
+            maps = [read(structure.modules[path], device="meta") for path in dense]
             closed = crop_some(maps, [path in self.cropped for path in dense])
             merged = merged_map(closed)
         except (UPDPError, IndexError, TypeError, ValueError) as error:
@@ -154,7 +155,7 @@ class Run(Site):
         between = self.slots[self.slots.index(dense[0]) : self.slots.index(dense[-1])]
         pools = any(roles[path] in CLOSES_TO_BATCH_NORM for path in between)
         is_shifted = self.slots[0] != dense[0] and any(merged.padding)
-        if not affine.is_writable(merged) or is_shifted or (pools and not can_fill(closed)):
+        if not is_writable(merged) or is_shifted or (pools and not can_fill(closed)):
             return f"at the border of an image no single layer computes what {_listed(dense)} do"
         return ""
 
@@ -171,10 +172,10 @@ class Run(Site):
         slots = outermost(self.slots)
         modules = {slot: _closed(get_slot(model, slot)) for slot in slots}
         home = next(slot for slot, module in modules.items() if isinstance(module, nn.Linear | nn.Conv2d))
-        like = affine.read(modules[home])
-        maps = [affine.read(module, like) for module in modules.values() if not isinstance(module, nn.Identity)]
+        like = read(modules[home])
+        maps = [read(module, like) for module in modules.values() if not isinstance(module, nn.Identity)]
         moved, _ = move_padding(maps)  # where the gates have it
-        return {slot: nn.Identity() for slot in slots} | {home: affine.write(affine.fold(moved), like=modules[home])}
+        return {slot: nn.Identity() for slot in slots} | {home: write(fold(moved), like=modules[home])}
 
 
 def _listed(values: Iterable[object]) -> str:

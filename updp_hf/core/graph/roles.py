@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx, nn
 
-from updp_hf.core.algebra import affine
+from updp_hf.core.algebra import modules
 from updp_hf.core.graph.calls import Call
 from updp_hf.model.modules_updp import EPS, batch_norm
 
@@ -130,20 +130,20 @@ def part_of(module: nn.Module, call: Call) -> Part | None:
         return Part(Role.ACTIVATION, None)
     targets = call.targets
     if isinstance(module, nn.Linear):
-        is_plain = targets == [torch.ops.aten.linear.default] and affine.is_readable(module)
+        is_plain = targets == [torch.ops.aten.linear.default] and modules.is_readable(module)
         return Part(Role.DENSE, -1) if is_plain else None
     if isinstance(module, nn.Conv2d):
         is_plain = targets in ([torch.ops.aten.conv2d.default], [torch.ops.aten.conv2d.padding])
-        return Part(Role.DENSE, 1) if is_plain and affine.is_readable(module) and len(call.shape) == 4 else None
+        return Part(Role.DENSE, 1) if is_plain and modules.is_readable(module) and len(call.shape) == 4 else None
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         # In three dimensions it acts on axis 1, and the Linears around it on the last one.
-        is_plain = targets == [torch.ops.aten.batch_norm.default] and affine.is_readable(module)
+        is_plain = targets == [torch.ops.aten.batch_norm.default] and modules.is_readable(module)
         return Part(Role.DIAGONAL, {2: -1, 4: 1}[len(call.shape)]) if is_plain and len(call.shape) in (2, 4) else None
     if call.shape != call.inputs[0].shape:
         return None
     if (axis := _normalised_axis(call)) is not None:
         return Part(Role.NORM, axis)
-    if affine.is_readable(module):
+    if modules.is_readable(module):
         return Part(Role.DIAGONAL, axis) if (axis := _scaled_axis(call)) is not None else None
     has_tensors = any(True for _ in (*module.parameters(), *module.buffers()))
     if bends([call]) or (not has_tensors and all(is_pointwise(target) for target in targets)):
