@@ -31,13 +31,11 @@ DATA = {
     "test_input_size": [3, 96, 96],
 }
 """What the configuration of a checkpoint on the Hub holds in `pretrained_cfg`."""
-DLA = {"levels": (1, 1, 1, 1, 1, 1), "channels": (8, 8, 8, 8, 8, 8)}
 NETS = {
     "vit": ("vit_tiny_patch16_224", TIMM),
     "swin": ("swin_tiny_patch4_window7_224", {**TIMM_SWIN, "mlp_ratio": 2.0}),
     "resnet": ("resnet18", TIMM_RESNET),
     "mobilenetv2": ("mobilenetv2_050", {}),
-    "shared activation": ("dla34", DLA),
 }
 
 

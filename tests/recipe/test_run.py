@@ -50,7 +50,7 @@ def test_the_same_command_goes_on_where_a_run_was_interrupted(tmp_path, capsys):
     prune(straight, AugmentationArguments())
     assert_equal(weights(resumed.model), weights(straight.model))
     facts = [Report.load(folder).selection for folder in (tmp_path, tmp_path / "straight")]
-    assert facts[0]["candidates"] == facts[1]["candidates"]
+    assert facts[0].candidates == facts[1].candidates
 
 
 @pytest.mark.slow

@@ -165,7 +165,7 @@ def test_another_ramp_makes_another_picture(tmp_path):
     assert len({drawn(plot_schedule, report, tmp_path) for report in ramps}) == 3
 
 
-def test_another_fate_makes_another_picture(tmp_path):
+def test_another_outcome_makes_another_picture(tmp_path):
     reports = [report_of(3), *(report_of(3, (form, 1)) for form in ("merge", "block-drop", "attention-drop"))]
     assert len({drawn(plot_blocks, report, tmp_path) for report in reports}) == 4
 
@@ -183,7 +183,7 @@ def test_a_network_of_any_depth_has_its_pictures(plot, count, tmp_path):
 def test_each_block_is_drawn_with_its_number_and_name(count, figure_of):
     found = texts(figure_of(plot_blocks, report_of(count, ("merge", 0))))
     assert set(map(str, range(count))) <= set(found)
-    expected = [f"{n} {fate}" for n, fate in ((count - 1, "kept"), (1, "merged")) if n]
+    expected = [f"{n} {outcome}" for n, outcome in ((1, "merged"), (count - 1, "kept")) if n]
     assert [text for text in found if text.endswith(("kept", "merged", "dropped"))] == expected
 
 
