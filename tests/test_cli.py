@@ -328,6 +328,7 @@ def test_the_help_names_the_subcommands(capsys):
     assert named == list(SUBCOMMANDS)
 
 
+@pytest.mark.slow
 def test_the_script_is_main_and_prints_nothing_but_the_tables(tmp_path):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert pkgutil.resolve_name(project["scripts"]["updp-hf"]) is cli.main

@@ -65,9 +65,6 @@ def save(model, folder, size=None):
         ViTImageProcessor(size={"height": size[0], "width": size[1]}).save_pretrained(folder)
 
 
-SLOW = ("vit without an attention", "mobilenetv2", "vit of timm", "stock", "convnext")
-
-
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """A folder with a model that has been exported, for an export takes seconds."""
@@ -106,7 +103,7 @@ def files_in(folder):
     return {str(file.relative_to(folder)) for file in Path(folder).rglob("*") if file.is_file()}
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in MODELS])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "vit")) for name in MODELS])
 def test_file_computes_what_the_saved_model_computes(name, tmp_path):
     build, size = MODELS[name]
     save(build(), tmp_path, size)
@@ -130,7 +127,8 @@ def test_file_computes_what_the_saved_model_computes(name, tmp_path):
     assert dims == ["batch", 3, *(size or (32, 32))]
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_exported_in_float32(vit, dtype):
     AutoModelForImageClassification.from_pretrained(vit, dtype=dtype).save_pretrained(vit)
     file = export_onnx(vit, batch_sizes=()).file
