@@ -146,7 +146,11 @@ CHANGES = {
 
 @pytest.mark.parametrize(
     ("plot", "path"),
-    [(plot, path) for plot, paths in CHANGES.items() for path in paths],
+    [
+        pytest.param(plot, path, marks=[pytest.mark.slow] * (index > 0))
+        for plot, paths in CHANGES.items()
+        for index, path in enumerate(paths)
+    ],
     ids=lambda value: getattr(value, "__name__", None) or ".".join(map(str, value)),
 )
 def test_another_number_makes_another_picture(plot, path, usual, tmp_path):
@@ -173,7 +177,7 @@ def test_another_outcome_makes_another_picture(tmp_path):
 # the blocks
 
 
-@pytest.mark.parametrize("count", [1, 60])
+@pytest.mark.parametrize("count", [1, pytest.param(60, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("plot", PICTURES.values())
 def test_a_network_of_any_depth_has_its_pictures(plot, count, tmp_path):
     assert drawn(plot, report_of(count, ("merge", 0)), tmp_path)
