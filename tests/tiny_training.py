@@ -1,16 +1,19 @@
 """Tiny models, images and trainers for the tests of training."""
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import (
     DeiTConfig,
     DeiTForImageClassification,
+    PreTrainedModel,
     ResNetConfig,
     ResNetForImageClassification,
     TimmWrapperConfig,
@@ -21,8 +24,12 @@ from transformers import (
     ViTForImageClassification,
 )
 
+import updp_hf
 from updp_hf import Plan, UPDPTrainer, UPDPTrainingArguments, find_sites
 from updp_hf.core.gates.gate import gates
+from updp_hf.core.graph.structure import Structure
+from updp_hf.core.plan.site import Site
+from updp_hf.surgery.find import read
 
 CLASSES = 4
 STEPS = 8
@@ -93,7 +100,33 @@ def _drawn(build: Any, seed: int) -> Any:
 
 @cache
 def last_two(build: Callable[[], nn.Module], form: str = "merge") -> Plan:
-    return Plan(find_sites(build(), [form]).sites[-2:])
+    return Plan(sites_of(build(), form)[-2:], start="inherit")
+
+
+def sites_of(model: nn.Module, form: str = "merge") -> tuple[Site, ...]:
+    return find_sites(model, [form], structure=structure_of(model)).sites
+
+
+def gate_(model: nn.Module, plan: Plan) -> None:
+    updp_hf.gate_(model, plan, structure=structure_of(model))
+
+
+def slow_but(values: Iterable[Any], *quick: Any) -> list[Any]:
+    """Return parameters of a test of which all but some are for the slow ring."""
+    return [value if value in quick else pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
+def structure_of(model: nn.Module) -> Structure:
+    """Export each architecture once: what is tested here is not that."""
+    if not isinstance(model, PreTrainedModel):
+        return read(model)
+    key = type(model), model.config.to_json_string(), model.dtype
+    if key not in _STRUCTURES:
+        _STRUCTURES[key] = read(copy.deepcopy(model))
+    return _STRUCTURES[key]
+
+
+_STRUCTURES: dict[tuple[Any, ...], Structure] = {}
 
 
 def arguments(folder: Path, **changes: Any) -> UPDPTrainingArguments:
@@ -125,7 +158,9 @@ def trainer(folder: Path, model: nn.Module | None = None, **changes: Any) -> UPD
     defaults = {"args": None, "train_dataset": RandomImages(), "eval_dataset": RandomImages(count=8, seed=1)}
     options = {**defaults, **given}
     options["args"] = options["args"] or arguments(folder, **changes)
-    return UPDPTrainer(model=vit() if model is None else model, **options)
+    run = UPDPTrainer(model=vit() if model is None else model, **options)
+    run.structure = structure_of(run.base)
+    return run
 
 
 class Lambdas(TrainerCallback):

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.utils import logging
 
+from updp_hf.core.graph.structure import Structure
 from updp_hf.core.kinds import DEFAULT_FORM
 from updp_hf.core.plan.budget import Budget
 from updp_hf.core.plan.site import Site
@@ -35,6 +36,7 @@ def prune(
     selector: str = "greedy",
     batch_size: int = 1,
     seed: int = 0,
+    structure: Structure | None = None,
 ) -> nn.Module:
     """Return a merged copy of `model` with some runs replaced by what fits them best. Nothing is trained.
 
@@ -53,6 +55,7 @@ def prune(
         selector: which sites to close, one of `sensitivity`, `greedy`, `taylor`, `uniform`, `last` and `random`.
         batch_size: images in the forward of which a speed-up is measured.
         seed: of the selector `random`.
+        structure: what `read` returned for the model, if that was called before.
 
     Raises:
         PlanError: the model has no sites, or the budget cannot be met.
@@ -63,8 +66,8 @@ def prune(
         >>> merged.save_pretrained("vit-p4")
     """
     batches = check_batches(calibration_batches)
-    selected = choose(model, budget, batches, form=form, selector=selector, batch_size=batch_size, seed=seed)
-    plan = selected.plan
+    options: dict[str, Any] = {"form": form, "selector": selector, "batch_size": batch_size, "seed": seed}
+    plan = choose(model, budget, batches, structure=structure, **options).plan
     fitted, held_out = _split(model, batches)
     gated = copy.deepcopy(model)
     insert_gates_(gated, plan)

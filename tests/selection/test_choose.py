@@ -9,10 +9,10 @@ from dataclasses import replace
 import pytest
 import torch
 from tiny_models import tiny_model
-from tiny_training import RandomImages, mobilenet, resnet, vit
+from tiny_training import RandomImages, gate_, mobilenet, resnet, vit
 from torch import nn
 
-from updp_hf import Budget, Plan, close_, gate_, merge
+from updp_hf import Budget, Plan, close_, merge
 from updp_hf.core.cost import count_macs, count_parameters
 from updp_hf.core.plan.budget import Demand
 from updp_hf.core.plan.site import Saving

@@ -7,10 +7,10 @@ from itertools import combinations
 
 import pytest
 import torch
-from tiny_training import RandomImages, vit
+from tiny_training import RandomImages, gate_, vit
 from torch import nn
 
-from updp_hf import Plan, calibrate_, close_, gate_, merge
+from updp_hf import Plan, calibrate_, close_, merge
 from updp_hf.core.depth.runs import Run
 from updp_hf.errors import PlanError
 from updp_hf.selection.pareto import Front, fitted_fitness, front_of

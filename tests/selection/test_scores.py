@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from tiny_models import CLASSES, randomise_, tiny_model
-from tiny_training import RandomImages, mobilenet
+from tiny_training import RandomImages, gate_, mobilenet, sites_of
 from torch import nn
 
-from updp_hf import Plan, calibrate_, find_sites, gate_
+from updp_hf import Plan, calibrate_
 from updp_hf.core.gates.gate import gates
 from updp_hf.selection.scores import (
     closeness,
@@ -41,7 +41,7 @@ def images_in(batches):
 
 def gated(name, **plan):
     model = tiny_model(name)
-    gate_(model, Plan(tuple(site for site in find_sites(model, ["merge"]).sites if site.saves_compute), **plan))
+    gate_(model, Plan(tuple(site for site in sites_of(model, "merge") if site.saves_compute), **plan))
     calibrate_(model, images_in(batches_for(model)))
     return model
 
@@ -151,7 +151,7 @@ def test_statistics_of_the_open_network_do_not_help_a_closed_one(models):
 def test_the_last_batch_may_be_a_single_image():
     """Whose feature map of one pixel, as mobilenet has it here, is one value a channel."""
     model = mobilenet()
-    gate_(model, Plan(find_sites(model, ["merge"]).sites[-1:]))
+    gate_(model, Plan(sites_of(model, "merge")[-1:]))
     images = RandomImages(17)
     parts = zip(images.images.split(16), images.labels.split(16), strict=True)
     score = label_fit(model, [{"pixel_values": pixels, "labels": labels} for pixels, labels in parts])

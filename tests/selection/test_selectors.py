@@ -10,10 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from tiny_models import tiny_model
-from tiny_training import RandomImages, mobilenet, resnet, vit
+from tiny_training import RandomImages, gate_, mobilenet, resnet, sites_of, vit
 from torch import nn
 
-from updp_hf import Budget, Plan, calibrate_, close_, find_sites, gate_, merge
+from updp_hf import Budget, Plan, calibrate_, close_, merge
 from updp_hf.core.cost import count_macs, count_parameters
 from updp_hf.core.plan.budget import Demand
 from updp_hf.errors import PlanError
@@ -43,8 +43,8 @@ def batches_for(model):
 
 
 @cache
-def sites_of(name, form="merge"):
-    return find_sites(tiny_model(name), [form]).sites
+def named_sites(name, form="merge"):
+    return sites_of(tiny_model(name), form)
 
 
 def state_of(model):
@@ -162,7 +162,7 @@ def importances_by_hand(model, sites, batches, labels):
 @pytest.mark.parametrize("labelled", [True, False])
 def test_taylor_is_the_sum_of_gradient_times_weight(form, labelled):
     model = tiny_model("vit")
-    sites = sites_of("vit", form)
+    sites = named_sites("vit", form)
     batches = [example_inputs_of(model, size, seed) for seed, size in enumerate((5, 2))]
     with torch.no_grad():
         predicted = [logits_of(model, batch).argmax(-1) for batch in batches]
@@ -176,7 +176,7 @@ def test_taylor_is_the_sum_of_gradient_times_weight(form, labelled):
 
 def test_taylor_takes_images_that_are_mere_tensors():
     model = vit()
-    sites = find_sites(model, ["merge"]).sites
+    sites = sites_of(model, "merge")
     images = RandomImages().images
     found = taylor_importances(model, sites, images.split(8))
     assert found == pytest.approx(taylor_importances(model, sites, [{"pixel_values": images}]), rel=1e-4)
@@ -184,7 +184,7 @@ def test_taylor_takes_images_that_are_mere_tensors():
 
 def test_taylor_is_deterministic_to_the_last_bit():
     model = vit()
-    sites = find_sites(model, ["merge"]).sites
+    sites = sites_of(model, "merge")
     assert len({tuple(taylor_importances(model, sites, [RandomImages().images])) for _ in range(8)}) == 1
 
 
@@ -194,7 +194,7 @@ def test_taylor_finds_a_site_whose_weights_are_zero():
         parameter.data.zero_()
     for parameter in model.vit.layers[1].layernorm_after.parameters():
         parameter.data.zero_()
-    sites = find_sites(model, ["merge"]).sites
+    sites = sites_of(model, "merge")
     found = taylor_importances(model, sites, batches_for(model))
     assert found[1] == 0.0 < min(found[0], found[2])
     assert selector_by_name("taylor", model, sites, batches_for(model))(Demand((1.0,) * 3, 1.0)) == (1,)
@@ -202,7 +202,7 @@ def test_taylor_finds_a_site_whose_weights_are_zero():
 
 def test_taylor_leaves_gradients_modes_and_frozen_parameters_alone():
     model = vit(dropout=0.3).train()
-    sites = find_sites(model, ["merge"]).sites
+    sites = sites_of(model, "merge")
     images = [RandomImages().images]
     expected = taylor_importances(model, sites, images)
     frozen, trained = model.vit.layers[0].mlp.fc1.weight.requires_grad_(False), model.vit.layers[0].mlp.fc2.weight
@@ -218,7 +218,7 @@ def test_taylor_leaves_gradients_modes_and_frozen_parameters_alone():
 
 def test_taylor_looks_into_blocks_that_were_pruned_before():
     model = vit()
-    gate_(model, Plan(find_sites(model, ["merge"]).sites[:1], end_activation="relu"))
+    gate_(model, Plan(sites_of(model, "merge")[:1], end_activation="relu"))
     calibrate_(model, [RandomImages().images])
     close_(model)
     pruned = merge(model)
@@ -245,7 +245,7 @@ def test_sensitivities_tell_the_harmless_site(harmless, form, start):
     """An FFN that returns a constant, which a Linear can do as well."""
     model = tiny_model("vit")
     model.vit.layers[harmless].mlp.fc2.weight.data.zero_()
-    sites = sites_of("vit", form)
+    sites = named_sites("vit", form)
     harms = sensitivities(model, sites, batches_for(model), start=start)
     assert abs(harms[harmless]) < 1e-12
     assert all(harm > 1e-5 for index, harm in enumerate(harms) if index != harmless)
@@ -256,7 +256,7 @@ def test_sensitivities_tell_the_harmless_site(harmless, form, start):
 @pytest.mark.parametrize("start", ["fit", "inherit"])
 def test_sensitivities_are_deterministic_and_leave_the_model_alone(start):
     model = tiny_model("vit").train()
-    sites = sites_of("vit")
+    sites = named_sites("vit")
     state, modules = state_of(model), list(model.modules())
     first, second = (sensitivities(model, sites, batches_for(model), start=start) for _ in range(2))
     assert first == second
@@ -267,7 +267,7 @@ def test_sensitivities_are_deterministic_and_leave_the_model_alone(start):
 
 def test_a_fit_does_less_harm_than_the_weights_inherited():
     model = tiny_model("vit")
-    sites = sites_of("vit")
+    sites = named_sites("vit")
     fitted, inherited = (sensitivities(model, sites, batches_for(model), start=start) for start in ("fit", "inherit"))
     assert sum(fitted) < 0.7 * sum(inherited)
 
@@ -275,7 +275,7 @@ def test_a_fit_does_less_harm_than_the_weights_inherited():
 @pytest.mark.parametrize("name", ["swinv2", pytest.param("timm-swinv2", marks=pytest.mark.slow)])
 def test_harm_is_measured_where_the_norm_stands_behind_the_branch(name):
     model = tiny_model(name)
-    sites = sites_of(name)[-2:]
+    sites = named_sites(name)[-2:]
     harms = sensitivities(model, sites, batches_for(model))
     assert len(harms) == len(sites)
     assert min(harms) > 0
@@ -286,7 +286,7 @@ def test_harm_of_dropping_is_measured(name):
     model = tiny_model("vit")
     model.vit.layers[1].attention.o_proj.weight.data.zero_()
     model.vit.layers[1].attention.o_proj.bias.data.zero_()
-    sites = sites_of("vit", "attention-drop")
+    sites = named_sites("vit", "attention-drop")
     assert selector_by_name(name, model, sites, batches_for(model))(Demand((1.0,) * 3, 1.0)) == (1,)
 
 
@@ -296,14 +296,14 @@ def test_greedy_finds_two_harmless_sites(harmful, form):
     harmless = tuple(index for index in range(3) if index != harmful)
     for index in harmless:
         model.vit.layers[index].mlp.fc2.weight.data.zero_()
-    selector = greedy(model, sites_of("vit", form), batches_for(model))
+    selector = greedy(model, named_sites("vit", form), batches_for(model))
     assert selector(Demand((1.0,) * 3, 2.0)) == harmless
     assert selector(Demand((1.0,) * 3, 2.0)) == harmless  # it remembers nothing
 
 
 def test_greedy_weighs_harm_by_what_is_saved():
     model = tiny_model("vit")
-    sites = sites_of("vit")
+    sites = named_sites("vit")
     harms = sensitivities(model, sites, batches_for(model))
     best = harms.index(min(harms))
     others = [index for index in range(3) if index != best]
@@ -319,7 +319,7 @@ def test_a_site_that_overflows_when_it_is_closed_does_infinite_harm():
         model.vit.layers[0].mlp.fc1.bias.fill_(-1e200)  # of which the activation leaves nothing
         model.vit.layers[0].mlp.fc2.weight.fill_(1e200)
     inherited, fitted = (
-        sensitivities(model, sites_of("vit"), batches_for(model), start=start) for start in ("inherit", "fit")
+        sensitivities(model, named_sites("vit"), batches_for(model), start=start) for start in ("inherit", "fit")
     )
     assert inherited[0] == math.inf
     assert max(inherited[1:]) < math.inf
@@ -329,7 +329,7 @@ def test_a_site_that_overflows_when_it_is_closed_does_infinite_harm():
 
 def test_greedy_leaves_the_model_alone_and_is_deterministic():
     model = tiny_model("vit").train()
-    sites = sites_of("vit")
+    sites = named_sites("vit")
     state, modules = state_of(model), list(model.modules())
     selector = greedy(model, sites, batches_for(model))
     demand = Demand((1.0,) * 3, 2.0)
@@ -377,7 +377,7 @@ class Saturated(nn.Module):
 
 def test_greedy_sees_that_two_sites_are_harmless_only_one_at_a_time():
     model = Saturated().double().eval()
-    sites = find_sites(model, ["block-drop"]).sites
+    sites = sites_of(model, "block-drop")
     assert [site.block for site in sites] == [f"blocks.{index}" for index in range(4)]
     batches = [example_inputs_of(model, 16)]
     demand = Demand((1.0,) * 4, 2.0)
@@ -397,7 +397,7 @@ def test_greedy_sees_that_two_sites_are_harmless_only_one_at_a_time():
 def test_greedy_does_no_more_harm_than_taking_sites_by_themselves():
     model = vit()
     images = [RandomImages().images]
-    sites = find_sites(model, ["merge-keep-norm"]).sites
+    sites = sites_of(model, "merge-keep-norm")
     demand = Demand((1.0,) * 3, 2.0)
     together = greedy(model, sites, images)(demand)
     alone = least(sensitivities(model, sites, images))(demand)
@@ -421,7 +421,7 @@ def test_there_are_six_that_need_no_training():
 
 def test_an_unknown_selector_is_refused():
     model = vit()
-    sites = find_sites(model, ["merge"]).sites
+    sites = sites_of(model, "merge")
     expected = r"^The selector is 'best', expected one of \['sensitivity', 'greedy', .*'random'\]"
     with pytest.raises(ValueError, match=expected):
         selector_by_name("best", model, sites, [RandomImages().images])
@@ -435,7 +435,7 @@ def test_every_selector_asks_for_images(name):
 
 def test_a_name_stands_for_its_selector():
     model = vit()
-    sites, images = find_sites(model, ["merge"]).sites, [RandomImages().images]
+    sites, images = sites_of(model, "merge"), [RandomImages().images]
     demand = Demand((1.0,) * 3, 2.0)
     for name, selector in {
         "sensitivity": least(sensitivities(model, sites, images)),

@@ -2,10 +2,10 @@ import copy
 
 import pytest
 import torch
-from tiny_training import RandomImages, assert_equal, last_two, resnet, trainer, vit, weights
+from tiny_training import RandomImages, assert_equal, gate_, last_two, resnet, sites_of, trainer, vit, weights
 from transformers import TrainerCallback
 
-from updp_hf import Plan, find_sites, gate_
+from updp_hf import Plan
 from updp_hf.core.gates.gate import gates, set_lambda_
 from updp_hf.training.averaging import WeightAverage
 
@@ -82,7 +82,7 @@ class Seen(TrainerCallback):
 @pytest.mark.parametrize("build", [vit, resnet])
 def test_the_average_is_evaluated_and_is_left_after_training(build, tmp_path):
     by_hand, seen = ByHand(), Seen()
-    plan = Plan(find_sites(build(), ["merge"]).sites[-1:])
+    plan = Plan(sites_of(build(), "merge")[-1:])
     run = trainer(
         tmp_path,
         build(),

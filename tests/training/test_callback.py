@@ -1,6 +1,6 @@
 import pytest
 import torch
-from tiny_training import STEPS, Lambdas, RandomImages, last_two, logits, losses, timm_vit, vit
+from tiny_training import STEPS, Lambdas, RandomImages, gate_, last_two, logits, losses, slow_but, timm_vit, vit
 from transformers import (
     AutoModelForImageClassification,
     EarlyStoppingCallback,
@@ -9,7 +9,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from updp_hf import UPDPCallback, calibrate_, gate_, merge, ramp
+from updp_hf import UPDPCallback, calibrate_, merge, ramp
 from updp_hf.core.gates.gate import gates
 from updp_hf.errors import PlanError
 
@@ -43,7 +43,7 @@ def gated(build):
     return model
 
 
-@pytest.mark.parametrize("build", [vit, timm_vit])
+@pytest.mark.parametrize("build", slow_but([vit, timm_vit], vit))
 @pytest.mark.parametrize("bf16", [False, True])
 def test_the_stock_trainer_anneals_and_the_result_merges(tmp_path, build, bf16):
     model = gated(build)

@@ -10,16 +10,19 @@ from tiny_training import (
     STEPS,
     RandomImages,
     assert_equal,
+    gate_,
     last_two,
     logits,
     resnet,
+    sites_of,
+    slow_but,
     timm_vit,
     trainer,
     vit,
     weights,
 )
 
-from updp_hf import Form, Plan, calibrate_, find_sites, gate_, merge
+from updp_hf import Form, Plan, calibrate_, merge
 from updp_hf.core.gates.gate import gates
 from updp_hf.errors import PlanError
 from updp_hf.hub.folder import is_training_checkpoint
@@ -55,7 +58,7 @@ def pruned(form=Form.MERGE):
     return pruned_once(vit(), form)
 
 
-@pytest.mark.parametrize("build", [vit, timm_vit, resnet])
+@pytest.mark.parametrize("build", slow_but([vit, timm_vit, resnet], resnet))
 @pytest.mark.parametrize("lam", [0.25, 1.0])
 def test_a_gated_model_is_built_as_it_was_saved(build, lam, tmp_path):
     model = gated(build, lam)
@@ -104,7 +107,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
 
 def test_a_checkpoint_of_a_model_that_was_pruned_before_can_be_built(tmp_path):
     model = copy.deepcopy(pruned())
-    gate_(model, Plan(find_sites(model, ["merge"]).sites[:1]))
+    gate_(model, Plan(sites_of(model, "merge")[:1]))
     save_checkpoint(model, tmp_path)
     torch.testing.assert_close(logits(gated_model_in(tmp_path)), logits(model), rtol=0.0, atol=0.0)
 
@@ -167,7 +170,7 @@ def test_a_checkpoint_that_is_written_again_counts_when_it_is_whole(tmp_path, wa
     assert last_checkpoint(tmp_path) == str(checkpoint)
 
 
-@pytest.mark.parametrize("name", ["config.json", "optimizer.pt"])
+@pytest.mark.parametrize("name", slow_but(["config.json", "optimizer.pt"], "optimizer.pt"))
 def test_a_full_disk_ends_the_run_with_a_sentence_and_leaves_the_checkpoint_before(name, tmp_path):
     """/dev/full is a file on a disk that has no room left."""
     full = tmp_path / "checkpoint-4"
@@ -214,7 +217,7 @@ def test_a_process_that_writes_nothing_takes_nothing_away(tmp_path):
     assert last_checkpoint(tmp_path) == str(checkpoint)
 
 
-@pytest.mark.parametrize("spoil", [without_state, without_weights])
+@pytest.mark.parametrize("spoil", slow_but([without_state, without_weights], without_state))
 def test_a_run_goes_on_from_the_checkpoint_before_a_half_written_one(spoil, tmp_path, warnings):
     options = {"save_strategy": "steps", "save_steps": 3}
     run = trainer(tmp_path, **options)
@@ -227,7 +230,9 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_half_written_one(spoil, tmp_
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-8")
 
 
-@pytest.mark.parametrize("options", [{}, {"ema_decay": 0.5}, {"load_best_model_at_end": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", slow_but([{}, {"ema_decay": 0.5}, {"load_best_model_at_end": True}], {"ema_decay": 0.5}), ids=str
+)
 def test_a_run_that_had_finished_is_not_trained_any_further(options, tmp_path):
     """The training ends within an epoch, where the loop of the Trainer would take one more step."""
     options = {**options, "train_dataset": RandomImages(count=20), "save_strategy": "steps", "save_steps": 2}

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from tiny_training import CLASSES, RandomImages, last_two, logits, losses, trainer, vit
+from tiny_training import CLASSES, RandomImages, last_two, logits, losses, slow_but, trainer, vit
 
 from updp_hf.training.distillation import distillation_losses
 from updp_hf.training.losses import label_loss
@@ -38,8 +38,9 @@ class SoftImages(RandomImages):
         return {**item, "labels": F.one_hot(torch.tensor(item["labels"]), CLASSES).float()}
 
 
-@pytest.mark.parametrize("distillation", ["none", "soft"])
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize(
+    ("distillation", "accumulation"), slow_but([("none", 1), ("none", 2), ("soft", 1), ("soft", 2)], ("soft", 2))
+)
 def test_classes_and_their_probabilities_train_alike(distillation, accumulation, tmp_path):
     """Probabilities are counted as many labels by the Trainer."""
     runs = []

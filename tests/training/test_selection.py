@@ -4,12 +4,24 @@ import json
 
 import pytest
 import torch
-from tiny_training import RandomImages, arguments, assert_equal, logits, mobilenet, resnet, trainer, vit, weights
+from tiny_training import (
+    RandomImages,
+    arguments,
+    assert_equal,
+    logits,
+    mobilenet,
+    resnet,
+    sites_of,
+    slow_but,
+    trainer,
+    vit,
+    weights,
+)
 from transformers import AutoModelForImageClassification, TrainerCallback
 
 import updp_hf.selection.pareto
 import updp_hf.training.supernet
-from updp_hf import Plan, Report, UPDPTrainer, find_sites
+from updp_hf import Plan, Report, UPDPTrainer
 from updp_hf.core.cost import count_macs, count_parameters
 from updp_hf.errors import PlanError
 from updp_hf.selection.score_history import ScoreHistory
@@ -24,7 +36,10 @@ class PlugPulledError(Exception):
     """What interrupts a run."""
 
 
-@pytest.mark.parametrize("selector", ["sensitivity", "greedy", "taylor", "uniform", "last", "random", "supernet"])
+SELECTORS = ["sensitivity", "greedy", "taylor", "uniform", "last", "random", "supernet"]
+
+
+@pytest.mark.parametrize("selector", slow_but(SELECTORS, "greedy"))
 def test_selecting_returns_the_plan_alone_and_training_follows_it(tmp_path, selector):
     model = resnet()
     before = weights(model)
@@ -38,7 +53,7 @@ def test_selecting_returns_the_plan_alone_and_training_follows_it(tmp_path, sele
 
 
 def test_selecting_returns_the_plan_given(tmp_path):
-    plan = Plan(find_sites(vit(), ["merge"]).sites[:1])
+    plan = Plan(sites_of(vit(), "merge")[:1])
     assert trainer(tmp_path, plan=plan).select() == plan
 
 
@@ -47,10 +62,10 @@ SUPERNET_TAKES_LONG = pytest.param("supernet", marks=pytest.mark.slow)
 
 @pytest.mark.parametrize("selector", ["last", SUPERNET_TAKES_LONG])
 @pytest.mark.parametrize("name", ["macs", "parameters"])
-@pytest.mark.parametrize("build", [vit, mobilenet])
+@pytest.mark.parametrize("build", slow_but([vit, mobilenet], vit))
 def test_budgets_of_cost_are_kept(tmp_path, selector, name, build):
     model = build()
-    before, sites = cost(model, name), find_sites(model, ["merge"]).sites
+    before, sites = cost(model, name), sites_of(model, "merge")
     useful = [s for site in sites if (s := site.saving.macs if name == "macs" else site.saving.parameters) > 0]
     left = 1 - 0.5 * sum(useful) / before
     run = trainer(tmp_path, model, selector=selector, max_steps=2, **NO_BLOCKS, **{f"target_{name}": left})
@@ -136,7 +151,7 @@ def test_the_four_steps_end_in_a_merged_model(tmp_path):
     assert len(lines) == 6  # of 4 sites, 2
     scores = {tuple(choice): score for choice, score in map(json.loads, lines)}
     best = max(scores, key=scores.get)
-    assert [site.block for site in run.plan.sites] == [find_sites(resnet(), ["merge"]).sites[i].block for i in best]
+    assert [site.block for site in run.plan.sites] == [sites_of(resnet(), "merge")[i].block for i in best]
     assert json.loads(head)["images"] == 16
 
 

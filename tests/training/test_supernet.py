@@ -13,10 +13,13 @@ from tiny_training import (
     arguments,
     assert_equal,
     deit,
+    gate_,
     logits,
     losses,
     mobilenet,
     resnet,
+    sites_of,
+    slow_but,
     trainer,
     vit,
     weights,
@@ -24,7 +27,7 @@ from tiny_training import (
 from torch import nn
 from transformers import TrainerCallback
 
-from updp_hf import Plan, SupernetTrainer, calibrate_, find_sites, gate_
+from updp_hf import Plan, SupernetTrainer, calibrate_
 from updp_hf.core.gates.gate import gates
 from updp_hf.core.schedule import sandwich
 from updp_hf.errors import PlanError
@@ -54,7 +57,7 @@ def straight(tmp_path_factory):
 
 @cache
 def plan_for(build, form="merge", **plan):
-    return Plan(tuple(site for site in find_sites(build(), [form]).sites if site.saves_compute), **plan)
+    return Plan(tuple(site for site in sites_of(build(), form) if site.saves_compute), **plan)
 
 
 @cache
@@ -158,7 +161,9 @@ def step_by_hand_(model, batch, settings, loss_of):
     close_only_(model, ())
 
 
-@pytest.mark.parametrize("num_random", [0, 1, 3])
+@pytest.mark.parametrize(
+    "num_random", [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(3, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("form", ["merge", "merge-keep-norm"])
 def test_a_step_takes_the_mean_of_the_gradients_of_its_settings(tmp_path, num_random, form):
     batch = images_in_double(8)
@@ -210,12 +215,14 @@ def test_distillation_changes_what_the_closed_lose_and_not_the_open(tmp_path):
 
 @pytest.mark.parametrize("distillation", ["none", "soft", "hard"])
 def test_accumulating_gradients_is_the_same_as_a_larger_batch(tmp_path, distillation):
-    # Without BatchNorms, which see each batch by itself.
+    # Without BatchNorms, which see each batch by itself: also not where `start="fit"` puts them.
     options = {"train_dataset": images_in_double(16), "distillation": distillation, **BY_HAND}
-    whole = supernet(tmp_path, gated(double_vit, "merge-keep-norm"), per_device_train_batch_size=8, **options)
+    whole = supernet(
+        tmp_path, gated(double_vit, "merge-keep-norm", start="inherit"), per_device_train_batch_size=8, **options
+    )
     parts = supernet(
         tmp_path,
-        gated(double_vit, "merge-keep-norm"),
+        gated(double_vit, "merge-keep-norm", start="inherit"),
         per_device_train_batch_size=4,
         gradient_accumulation_steps=2,
         **options,
@@ -254,7 +261,7 @@ def test_drawing_settings_does_not_change_the_order_of_the_images(tmp_path):
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_the_losses_of_the_open_and_the_closed_network_are_logged(tmp_path, accumulation):
-    model = gated(vit, "merge-keep-norm")
+    model = gated(vit, "merge-keep-norm", start="inherit")  # without BatchNorms, which train by their batch
     batch = RandomImages(8)
     expected = []
     for choice in ((), (0, 1, 2)):
@@ -312,7 +319,7 @@ def statistics(model, own):
     }
 
 
-@pytest.mark.parametrize("build", [resnet, mobilenet])
+@pytest.mark.parametrize("build", [resnet, pytest.param(mobilenet, marks=pytest.mark.slow)])
 def test_the_checkpoints_statistics_are_those_of_training_the_open_network_alone(tmp_path, build):
     model = gated(build, end_activation="relu")
     before = weights(model)
@@ -354,7 +361,7 @@ RESUMED = {
 }
 
 
-@pytest.mark.parametrize("case", RESUMED)
+@pytest.mark.parametrize("case", slow_but(RESUMED, "BatchNorms"))
 def test_a_resumed_run_ends_where_the_straight_run_ends(tmp_path, case):
     build, plan, options = RESUMED[case]
     # Two steps are an epoch, so checkpoints lie within and between.
@@ -431,7 +438,7 @@ def test_a_supernet_computes_the_same_whether_it_was_trained_in_low_precision_or
     assert torch.equal(logits(trained(tmp_path, vit, bf16=True)), logits(first))
 
 
-@pytest.mark.parametrize("step", [0, 1, 3])
+@pytest.mark.parametrize("step", [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(3, marks=pytest.mark.slow)])
 def test_an_interrupted_supernet_goes_on_from_its_last_checkpoint(tmp_path, straight, step):
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path, vit, callbacks=[Steps(broken_off_after=step)])

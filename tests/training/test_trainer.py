@@ -24,11 +24,14 @@ from tiny_training import (
     arguments,
     assert_equal,
     deit,
+    gate_,
     last_two,
     logits,
     losses,
     mobilenet,
     resnet,
+    sites_of,
+    slow_but,
     timm_vit,
     trainer,
     vit,
@@ -48,8 +51,6 @@ from updp_hf import (
     calibrate_,
     close_,
     compute_accuracy,
-    find_sites,
-    gate_,
     merge,
     ramp,
 )
@@ -75,14 +76,11 @@ def names(folder: Path) -> set[str]:
 # the straight line
 
 
-@pytest.mark.parametrize("build", [vit, deit, timm_vit, resnet, mobilenet])
+@pytest.mark.parametrize("build", slow_but([vit, deit, timm_vit, resnet, mobilenet], vit, resnet))
 def test_train_ends_closed_and_saves_the_merged_model(tmp_path, build):
     run = trainer(tmp_path, build())
     run.train()
-    assert (
-        plan_of(run.model).blocks
-        == [site.block for site in find_sites(build(), ["merge"]).sites if site.saves_compute][-2:]
-    )
+    assert plan_of(run.model).blocks == [site.block for site in sites_of(build(), "merge") if site.saves_compute][-2:]
     assert {float(gate.lam) for _, gate in gates(run.model)} == {1.0}
 
     run.save_model()
@@ -95,17 +93,21 @@ def test_train_ends_closed_and_saves_the_merged_model(tmp_path, build):
 
 @pytest.mark.parametrize(
     "changes",
-    [
-        {"selector": "sensitivity"},
-        {"selector": "uniform"},
-        {"form": "merge-keep-norm", "start": "fit"},
-        {"form": "branch-fit"},
-        {"form": "attention-drop"},
+    slow_but(
+        [
+            {"selector": "sensitivity"},
+            {"selector": "uniform"},
+            {"form": "merge-keep-norm", "start": "fit"},
+            {"form": "branch-fit"},
+            {"form": "attention-drop"},
+            {"end_activation": "relu"},
+            {"ramp": "cosine", "ramp_start": 0.25, "ramp_end": 0.75},
+            {"ramp": "constant"},
+            {"ramp_end": 0.0},
+        ],
         {"end_activation": "relu"},
-        {"ramp": "cosine", "ramp_start": 0.25, "ramp_end": 0.75},
-        {"ramp": "constant"},
-        {"ramp_end": 0.0},
-    ],
+        {"form": "attention-drop"},
+    ),
     ids=str,
 )
 def test_what_the_arguments_ask_for_is_trained_and_merged(tmp_path, changes):
@@ -128,9 +130,9 @@ def test_dropped_blocks_save_as_the_stock_class(tmp_path):
     torch.testing.assert_close(logits(loaded), logits(run.model), rtol=0.0, atol=1e-5)
 
 
-@pytest.mark.parametrize("as_file", [False, True])
+@pytest.mark.parametrize("as_file", slow_but([False, True], True))
 def test_a_given_plan_is_followed(tmp_path, as_file):
-    plan = Plan(find_sites(vit(), ["merge"]).sites[:1])
+    plan = Plan(sites_of(vit(), "merge")[:1])
     plan.save(tmp_path / "plan.json")
     run = trainer(tmp_path / "run", plan=str(tmp_path / "plan.json") if as_file else plan)
     run.train()
@@ -240,7 +242,7 @@ def test_only_whole_steps_are_taken_from_a_stream(tmp_path):
 
 def test_a_stream_trains_a_model_that_was_calibrated_by_hand(tmp_path):
     model = vit()
-    gate_(model, Plan(find_sites(model, ["merge"]).sites[-2:]))
+    gate_(model, Plan(sites_of(model, "merge")[-2:]))
     calibrate_(model, [RandomImages().images])
     run = trainer(tmp_path, model, train_dataset=Stream())
     run.train()
@@ -449,8 +451,10 @@ RESUMED = {
 }
 
 
-@pytest.mark.parametrize("steps", [(2, 4, 5), pytest.param((1, 3), marks=pytest.mark.slow)], ids=str)
-@pytest.mark.parametrize("case", RESUMED)
+@pytest.mark.parametrize(
+    "steps", [(2, 5), pytest.param((4,), marks=pytest.mark.slow), pytest.param((1, 3), marks=pytest.mark.slow)], ids=str
+)
+@pytest.mark.parametrize("case", slow_but(RESUMED, "fit, end activation, accumulation, teacher"))
 def test_a_resumed_run_ends_where_the_straight_run_ends(tmp_path, case, steps):
     build, changes = RESUMED[case]
     # Four steps are an epoch and λ = 1 from the fourth on, so checkpoints lie before, at and after both.
@@ -492,7 +496,7 @@ def test_a_run_that_goes_on_with_other_options_says_so(tmp_path, monkeypatch):
     assert "learning_rate 0.5 (was 0.01), weight_decay 0.1 (was by default)" in text
 
 
-@pytest.mark.parametrize("way", [True, Path])
+@pytest.mark.parametrize("way", slow_but([True, Path], True))
 def test_ways_to_name_the_checkpoint(tmp_path, way):
     straight = trainer(tmp_path, save_strategy="steps", save_steps=3)
     straight.train()
@@ -526,11 +530,11 @@ def test_another_structure_is_refused(tmp_path, checkpoint):
 
 def test_another_plan_is_refused(tmp_path, checkpoint):
     gated = vit()
-    gate_(gated, Plan(find_sites(gated, ["merge"]).sites[:1]))
+    gate_(gated, Plan(sites_of(gated, "merge")[:1]))
     with pytest.raises(PlanError, match="already gated with another plan"):
         trainer(tmp_path, gated).train(resume_from_checkpoint=str(checkpoint))
     for changes in (
-        {"plan": Plan(find_sites(vit(), ["merge"]).sites[:1])},
+        {"plan": Plan(sites_of(vit(), "merge")[:1])},
         {"num_pruned_blocks": 1},
         {"form": "merge-keep-norm"},
         {"start": "fit"},
@@ -601,7 +605,9 @@ def best_of(folder: Path, values: list[float], model: Any = None, **changes: Any
     )
 
 
-@pytest.mark.parametrize("changes", [{}, {"save_total_limit": 1}, {"save_strategy": "best"}], ids=str)
+@pytest.mark.parametrize(
+    "changes", slow_but([{}, {"save_total_limit": 1}, {"save_strategy": "best"}], {"save_total_limit": 1}), ids=str
+)
 def test_the_best_model_is_one_with_closed_gates(tmp_path, changes):
     run = best_of(tmp_path, EARLY_BEST, **changes)
     run.train()
@@ -610,7 +616,7 @@ def test_the_best_model_is_one_with_closed_gates(tmp_path, changes):
     assert run.report(run.merge()).metrics_after["accuracy"] == 0.5
 
 
-@pytest.mark.parametrize("step", [2, 4, 6])
+@pytest.mark.parametrize("step", slow_but([2, 4, 6], 4))
 def test_the_best_model_of_a_resumed_run_is_the_same(tmp_path, step):
     best_of(tmp_path, EARLY_BEST).train()
     resumed = best_of(tmp_path, EARLY_BEST[step:], vit(seed=1))
@@ -683,7 +689,7 @@ WHOLE_BATCHES = pytest.param(timm_vit, 16, id="timm, whole batches", marks=pytes
 
 
 @pytest.mark.parametrize(("build", "count"), [pytest.param(vit, 22, id="last batch incomplete"), WHOLE_BATCHES])
-@pytest.mark.parametrize("distillation", ["none", "soft", "hard"])
+@pytest.mark.parametrize("distillation", slow_but(["none", "soft", "hard"], "soft"))
 def test_accumulating_equals_a_larger_batch(tmp_path, build, count, distillation):
     # Without BatchNorm, which sees the small batches, and without Adam, which blows rounding up.
     options = {
@@ -706,7 +712,7 @@ def test_accumulating_equals_a_larger_batch(tmp_path, build, count, distillation
     assert max(moved) > 1e-2
 
 
-@pytest.mark.parametrize("build", [vit, timm_vit])
+@pytest.mark.parametrize("build", slow_but([vit, timm_vit], vit))
 def test_activation_checkpointing_changes_no_loss(tmp_path, build):
     plan = last_two(build)
     runs = [trainer(tmp_path, build(), plan=plan, activation_checkpointing=flag) for flag in (False, True)]
@@ -719,7 +725,7 @@ def test_activation_checkpointing_changes_no_loss(tmp_path, build):
     torch.testing.assert_close(logits(merged), logits(runs[1].model), rtol=0.0, atol=1e-4)
 
 
-@pytest.mark.parametrize("build", [vit, timm_vit])
+@pytest.mark.parametrize("build", slow_but([vit, timm_vit], vit))
 def test_bf16(tmp_path, build):
     run = trainer(tmp_path, build(), bf16=True, distillation="soft")
     run.train()
@@ -732,7 +738,7 @@ def test_bf16(tmp_path, build):
     torch.testing.assert_close(logits(loaded), logits(run.model), rtol=0.0, atol=5e-2)
 
 
-@pytest.mark.parametrize("build", [vit, resnet, mobilenet])
+@pytest.mark.parametrize("build", slow_but([vit, resnet, mobilenet], resnet))
 @pytest.mark.parametrize("averages_buffers", [True, False])
 def test_an_average_of_the_weights_is_closed_and_merged(tmp_path, build, averages_buffers):
     run = trainer(tmp_path, build())
@@ -854,7 +860,7 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path):
 
 def test_a_teacher_with_gates_is_refused(tmp_path):
     teacher = vit()
-    gate_(teacher, Plan(find_sites(teacher, ["merge"]).sites[:1]))
+    gate_(teacher, Plan(sites_of(teacher, "merge")[:1]))
     with pytest.raises(ValueError, match="The teacher has gates"):
         trainer(tmp_path, distillation="soft", teacher=teacher).train()
 
@@ -871,7 +877,7 @@ class Optimized(TrainerCallback):
         self.groups = optimizer.param_groups
 
 
-@pytest.mark.parametrize("build", [vit, timm_vit])
+@pytest.mark.parametrize("build", slow_but([vit, timm_vit], vit))
 def test_matrices_are_decayed_and_vectors_are_not_and_everything_trains(tmp_path, build):
     optimized = Optimized()
     run = trainer(tmp_path, build(), callbacks=[optimized], weight_decay=0.1, end_activation="relu", start="fit")
@@ -906,7 +912,7 @@ def test_an_optimizer_built_before_the_gates_is_refused(tmp_path):
 
 def test_an_optimizer_of_ones_own_for_a_gated_model_is_taken(tmp_path):
     model = vit()
-    gate_(model, Plan(find_sites(model, ["merge"]).sites[-2:]))
+    gate_(model, Plan(sites_of(model, "merge")[-2:]))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     trainer(tmp_path, model, optimizers=(optimizer, None)).train()
 
