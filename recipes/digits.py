@@ -240,7 +240,7 @@ def main() -> None:
             metrics_without_training=metrics[UNTRAINED],
         )
     say(f"Accuracy on {len(splits['test'])} held-out images; {len(trainer.plan.sites)} blocks are pruned.\n")
-    say("6. Save the pruned model, and load it again.")
+    say("\n6. Save the pruned model, and load it again.")
     trainer.save_model(report=report)
     loaded = AutoModelForImageClassification.from_pretrained(folder)
     say(f"   Held-out accuracy of what was loaded: {evaluate(loaded, splits['test'], args):.2%}.\n")

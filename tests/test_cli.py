@@ -98,7 +98,7 @@ def test_rows_are_what_find_sites_finds(build, tmp_path, capsys):
         assert_saves(row, site.saving.macs, site.saving.parameters, site.saving.seconds, macs, parameters)
     paying = [site for site in sites if site.saves_compute]
     assert rows[DEFAULT_FORM]["block"] == f"{len(paying)} of {len(sites)} sites save compute"
-    sums = [sum(getattr(site, f"{what}_saved") for site in paying) for what in ("macs", "params", "seconds")]
+    sums = [sum(getattr(site.saving, what) for site in paying) for what in ("macs", "parameters", "seconds")]
     assert_saves(rows[DEFAULT_FORM], *sums, macs, parameters)
 
 
@@ -155,16 +155,16 @@ def test_macs_may_be_what_counts(tmp_path, capsys, monkeypatch):
     assert {row["latency saved"] for row in rows.values()} == {"not measured"}
 
 
-def test_blocks_refused_for_the_same_reason_share_a_line(tmp_path, capsys):
+def test_blocks_unsupported_for_the_same_reason_share_a_line(tmp_path, capsys):
     model = prune(vit(num_hidden_layers=6), [torch.randn(4, 3, 16, 16)], Budget(num_blocks=5), selector="last")
     model.save_pretrained(tmp_path)
     _, printed, _ = run(capsys, tmp_path)
     head, line = printed.split("\n\n")[-1].splitlines()
     assert head == "Blocks without a site:"
-    refused = find_sites(model).refused
-    assert [refusal.block for refusal in refused] == [f"base.vit.layers.{layer}" for layer in range(1, 6)]
-    reason = refused[0].reason.replace("base.vit.layers.1.", "")
-    named = ", ".join(refusal.block for refusal in refused[:3])
+    unsupported = find_sites(model).unsupported
+    assert [none.block for none in unsupported] == [f"base.vit.layers.{layer}" for layer in range(1, 6)]
+    reason = unsupported[0].reason.replace("base.vit.layers.1.", "")
+    named = ", ".join(none.block for none in unsupported[:3])
     assert line == f"- {named} and 2 more ({DEFAULT_FORM}): {reason}."
 
 
@@ -328,6 +328,7 @@ def test_the_help_names_the_subcommands(capsys):
     assert named == list(SUBCOMMANDS)
 
 
+@pytest.mark.slow
 def test_the_script_is_main_and_prints_nothing_but_the_tables(tmp_path):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert pkgutil.resolve_name(project["scripts"]["updp-hf"]) is cli.main

@@ -67,10 +67,12 @@ CASES = sorted(CASES + VARIED, key=lambda case: list(ROWS).index(case.model))
 OTHER_SIZE = (48, 40)
 ALIKE = {
     *("deit", "deit-teacher", "timm-vit-avg", "timm-deit", "timm-deit-distilled", "timm-vit-reg4-dinov2"),
-    *("timm-resnet-dilated", "timm-seresnet", "convnextv2", "timm-convnextv2", "mobilenetv2", "mobilevit"),
+    *("timm-resnet-dilated", "timm-seresnet", "timm-convnextv2", "mobilenetv2", "mobilevit"),
+    *("beit", "swinv2", "timm-swin", "timm-swinv2", "timm-deit3", "timm-test-byobnet", "timm-test-resnet"),
+    *("timm-resnet-bottleneck", "regnety", "timm-convnext", "timm-mobilenetv3", "timm-test-efficientnet"),
 }
 """Rows whose structures are those of other rows together; all of the table is for the slow ring."""
-THOROUGH = {"vit", "convnext", "timm-resnet", "chain"}
+THOROUGH = {"vit", "timm-resnet"}
 """Rows of which every form and variant is tested by default, of the others the first form."""
 
 
@@ -86,6 +88,9 @@ def each(cases: list[Case]) -> pytest.MarkDecorator:
 
 
 every_case = each(CASES)
+every_row = pytest.mark.parametrize(
+    "row", [pytest.param(row, id=str(row), marks=[pytest.mark.slow] * (row.name in ALIKE)) for row in TINY_MODELS]
+)
 WITHOUT_CONFIG_FIELD = {"swin", "swinv2"}  # without its first block, a shifted window would stand in another place
 WITHOUT_CONFIG_FIELD |= {"mobilenetv2", "timm-wrapper-mobilenetv2", "mobilevit"}  # their depths are fixed
 
@@ -175,13 +180,13 @@ def assert_merged_is_closed(merged: nn.Module, closed: nn.Module, case: Case, to
 # find_sites
 
 
-@pytest.mark.parametrize("row", TINY_MODELS, ids=str)
+@every_row
 def test_expected_sites_are_found(row: TinyModel):
     sites = [site for site in sites_of(row.name) if site.saves_compute]
     assert {form: sum(site.form == form for site in sites) for form in Form} == {form: row.sites(form) for form in Form}
 
 
-@pytest.mark.parametrize("row", TINY_MODELS, ids=str)
+@every_row
 def test_every_block_has_a_site_or_a_reason(row: TinyModel):
     found = found_in(row.name)
     blocks = {result.block for result in (*found.sites, *found.unsupported)}
@@ -192,13 +197,13 @@ def test_every_block_has_a_site_or_a_reason(row: TinyModel):
         assert not sites & unsupported
 
 
-@pytest.mark.parametrize("row", TINY_MODELS, ids=str)
+@every_row
 def test_what_is_found_fits(row: TinyModel):
     reasons = [site.fits(structure_of(row.name)) for site in sites_of(row.name)]
     assert set(reasons) <= {""}
 
 
-@each([case for case in CASES if case.model in ("vit", "swin") or case in VARIED])
+@each([case for case in CASES if case.model == "swin" or case in VARIED or case == Case("vit", Form.MERGE)])
 def test_sites_are_found_again_in_a_gated_model(case: Case):
     expected = [site for site in sites_of(case.model) if site.form == case.form]
     found = find_sites(gated_model(case), [case.form], example_inputs=images(case.model, 1)).sites

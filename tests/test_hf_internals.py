@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from tiny_training import RandomImages, vit
 
 import updp_hf
@@ -62,6 +63,15 @@ def test_no_other_private_name_is_used():
     assert {name: file for name, file in found.items() if name not in known} == {}
 
 
+@pytest.fixture
+def new_accelerator():
+    """Let accelerate forget the precision of earlier runs, which it has one of for a process, and of this one."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
+
+
+@pytest.mark.usefixtures("new_accelerator")
 def test_a_model_is_given_back_without_its_autocast():
     model = Accelerator(mixed_precision="bf16", cpu=True).prepare_model(vit())
     images, plain = RandomImages(4).images, vit()

@@ -17,6 +17,7 @@ from transformers import TrainerState
 from updp_hf.data.callbacks import BrokenImagesCallback, EpochCallback
 from updp_hf.data.images import NO_LABEL, SEED, ImageDataset, ImageSubset
 from updp_hf.reporting.provenance import dataset_facts
+from updp_hf.reporting.report import HeldOutSet
 
 
 def to_tensor(image):
@@ -221,7 +222,7 @@ def test_a_subset_tells_the_epoch(pictures):
 
 def test_a_card_learns_what_the_images_are(pictures):
     facts = dataset_facts(images(pictures["train"]))
-    assert facts == {"name": "imagefolder", "split": "train", "images": WHOLE + BROKEN}
+    assert facts == HeldOutSet(name="imagefolder", split="train", images=WHOLE + BROKEN)
 
 
 # the epoch, through accelerate and the Trainer

@@ -14,6 +14,8 @@ from loopback import LoopbackHub
 from tiny_training import trainer, vit
 from transformers import ViTImageProcessor
 
+from updp_hf.reporting.card import PICTURES
+
 
 def pytest_itemcollected(item):
     item.add_marker(pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"))  # the client's own
@@ -30,7 +32,14 @@ def waits(monkeypatch):
 
 
 @pytest.fixture
-def hub(monkeypatch, tmp_path, waits):
+def sketches(monkeypatch):
+    """Draw no pictures, which takes its time."""
+    for name in PICTURES:
+        monkeypatch.setitem(PICTURES, name, lambda report, file: file.write_bytes(b"a picture"))
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path, waits, sketches):
     """A Hub of this test's own, which this process takes for the only one; alice is logged in."""
     with LoopbackHub() as server:
         home = tmp_path / "huggingface"

@@ -12,7 +12,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Vi
 
 from updp_hf import Form, Report, gate_
 from updp_hf.hub.folder import MERGED_FILES, check_unoccupied, save_merged
-from updp_hf.reporting.card import PICTURES, render_card
+from updp_hf.reporting.card import render_card
 from updp_hf.reporting.measure import digest_of_weights, report_of
 from updp_hf.training.checkpoints import save_checkpoint
 
@@ -41,13 +41,6 @@ def test_a_new_folder_is_free(folder, tmp_path):
 @cache
 def pruned(form=Form.MERGE):
     return pruned_once(vit(), form)
-
-
-@pytest.fixture
-def sketches(monkeypatch):
-    """Draw no pictures, which takes its time."""
-    for name in PICTURES:
-        monkeypatch.setitem(PICTURES, name, lambda report, file: file.write_bytes(b"a picture"))
 
 
 @pytest.fixture(scope="module")

@@ -32,6 +32,17 @@ RETRIED = ("asking how to upload", "asking where to upload", "uploading", "verif
 """What the client tries again by itself."""
 
 
+def mostly_slow(steps, *first):
+    """Return the mark that goes through `steps`, all but the `first` of them in the slow ring."""
+    return pytest.mark.parametrize(
+        "step", [pytest.param(step, marks=[pytest.mark.slow] * (step not in first)) for step in steps]
+    )
+
+
+every_step = mostly_slow(STEPS, "uploading", "committing")
+every_retried_step = mostly_slow(RETRIED, "uploading")
+
+
 def assert_failure(error, folder):
     """Check the sentence that the user reads."""
     text = str(error)
@@ -100,14 +111,14 @@ def test_a_repo_that_cannot_have_this_name_is_refused_before_anything_is_sent(hu
 
 
 @pytest.mark.parametrize("status", [500, *(pytest.param(status, marks=pytest.mark.slow) for status in (429, 503))])
-@pytest.mark.parametrize("step", STEPS)
+@every_step
 def test_a_hub_that_is_ill_is_told_apart_from_the_model_wherever_it_is(hub, folder, step, status):
     hub.faults.append(Fault(*STEPS[step], status=status, times=FOR_EVER))
     told = pushed_in_vain(hub, folder)
     assert str(status) in told or step == "checking the card"  # there the client looks for JSON, whatever the status
 
 
-@pytest.mark.parametrize("step", STEPS)
+@every_step
 def test_a_connection_that_is_lost_leaves_no_half_a_model(hub, folder, step):
     hub.faults.append(Fault(*STEPS[step], drop=True, times=FOR_EVER))
     assert "connect" in pushed_in_vain(hub, folder)
@@ -120,7 +131,7 @@ def test_a_hub_that_is_not_there_is_told(hub, folder, monkeypatch):
         assert "connect" in pushed_in_vain(hub, folder)
 
 
-@pytest.mark.parametrize("step", STEPS)
+@every_step
 def test_a_push_that_failed_is_finished_by_the_next(hub, folder, step):
     hub.faults.append(Fault(*STEPS[step], drop=True, times=FOR_EVER))
     pushed_in_vain(hub, folder)
@@ -140,7 +151,7 @@ def test_an_update_that_fails_leaves_the_old_model_whole(hub, folder, other_fold
 RATE_LIMIT = pytest.param({"status": 429, "headers": {"Retry-After": "3"}}, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("step", RETRIED)
+@every_retried_step
 @pytest.mark.parametrize("fault", [{"status": 500}, RATE_LIMIT, {"drop": True}])
 def test_a_fault_that_passes_goes_unnoticed(hub, folder, waits, step, fault):
     hub.faults.append(Fault(*STEPS[step], times=2, **fault))

@@ -4,7 +4,7 @@ import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from updp_hf.recipe.output import ProgressLines, conditions_sentence, facts_of, table_of
-from updp_hf.reporting.report import Cost
+from updp_hf.reporting.report import Cost, LatencyConditions
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,6 @@ def test_models_are_compared_with_the_first_one():
 
 
 def test_conditions_are_a_sentence():
-    known = {"device": "cpu", "dtype": "float32", "mode": "eager", "threads": 1, "rounds": 5, "statistic": "median"}
+    known = LatencyConditions(device="cpu", dtype="float32", threads=1, rounds=5, statistic="median")
     assert conditions_sentence(known) == "Latency: cpu, float32, eager, 1 thread; 5 rounds, median."
-    assert conditions_sentence({}) == "Latency was not measured."
+    assert conditions_sentence(None) == "Latency was not measured."

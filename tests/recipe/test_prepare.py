@@ -13,9 +13,11 @@ from updp_hf.recipe.prepare import prepare, set_steps, tiny_of
 from updp_hf.recipe.pretrained import load_checkpoint, save_tiny
 from updp_hf.surgery.find import require_sites
 
-NAMES = ["convnext_tiny", "deit_small", "deit_tiny", "mobilenetv2", "resnet34"]
-
-
+NAMES = [
+    "convnext_tiny",
+    "deit_tiny",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("deit_small", "mobilenetv2", "resnet34")),
+]
 LABELS = [str(digit) for digit in range(10)]
 
 

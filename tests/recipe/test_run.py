@@ -21,7 +21,7 @@ from updp_hf.recipe.run import prune, run, summary
 from updp_hf.reporting.report import Cost, Report
 
 
-@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("streaming", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_folder_of_images_is_pruned_on(streaming, pictures, tmp_path):
     checkpoint = saved(ConvNextForImageClassification(ConvNextConfig(**LIT)), tmp_path / "checkpoint")
     given = options(data_dir=pictures, model_name_or_path=checkpoint, streaming=streaming)
@@ -50,7 +50,7 @@ def test_the_same_command_goes_on_where_a_run_was_interrupted(tmp_path, capsys):
     prune(straight, AugmentationArguments())
     assert_equal(weights(resumed.model), weights(straight.model))
     facts = [Report.load(folder).selection for folder in (tmp_path, tmp_path / "straight")]
-    assert facts[0]["candidates"] == facts[1]["candidates"]
+    assert facts[0].candidates == facts[1].candidates
 
 
 @pytest.mark.slow

@@ -84,7 +84,7 @@ def told(build):
     return report_of(pruned(build))
 
 
-@pytest.mark.parametrize("build", [vit, timm_vit, resnet])
+@pytest.mark.parametrize("build", [vit, *(pytest.param(build, marks=pytest.mark.slow) for build in (timm_vit, resnet))])
 def test_a_merged_model_tells_what_was_pruned_and_what_it_costs(build):
     merged, report, base = pruned(build), told(build), build()
     costs, _ = measure_costs({"before": base, "after": merged})

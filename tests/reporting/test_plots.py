@@ -146,7 +146,11 @@ CHANGES = {
 
 @pytest.mark.parametrize(
     ("plot", "path"),
-    [(plot, path) for plot, paths in CHANGES.items() for path in paths],
+    [
+        pytest.param(plot, path, marks=[pytest.mark.slow] * (index > 0))
+        for plot, paths in CHANGES.items()
+        for index, path in enumerate(paths)
+    ],
     ids=lambda value: getattr(value, "__name__", None) or ".".join(map(str, value)),
 )
 def test_another_number_makes_another_picture(plot, path, usual, tmp_path):
@@ -165,7 +169,7 @@ def test_another_ramp_makes_another_picture(tmp_path):
     assert len({drawn(plot_schedule, report, tmp_path) for report in ramps}) == 3
 
 
-def test_another_fate_makes_another_picture(tmp_path):
+def test_another_outcome_makes_another_picture(tmp_path):
     reports = [report_of(3), *(report_of(3, (form, 1)) for form in ("merge", "block-drop", "attention-drop"))]
     assert len({drawn(plot_blocks, report, tmp_path) for report in reports}) == 4
 
@@ -173,7 +177,7 @@ def test_another_fate_makes_another_picture(tmp_path):
 # the blocks
 
 
-@pytest.mark.parametrize("count", [1, 60])
+@pytest.mark.parametrize("count", [1, pytest.param(60, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("plot", PICTURES.values())
 def test_a_network_of_any_depth_has_its_pictures(plot, count, tmp_path):
     assert drawn(plot, report_of(count, ("merge", 0)), tmp_path)
@@ -183,7 +187,7 @@ def test_a_network_of_any_depth_has_its_pictures(plot, count, tmp_path):
 def test_each_block_is_drawn_with_its_number_and_name(count, figure_of):
     found = texts(figure_of(plot_blocks, report_of(count, ("merge", 0))))
     assert set(map(str, range(count))) <= set(found)
-    expected = [f"{n} {fate}" for n, fate in ((count - 1, "kept"), (1, "merged")) if n]
+    expected = [f"{n} {outcome}" for n, outcome in ((1, "merged"), (count - 1, "kept")) if n]
     assert [text for text in found if text.endswith(("kept", "merged", "dropped"))] == expected
 
 

@@ -187,9 +187,13 @@ class UPDPTrainer(Published, GatedTrainer):
             self._gate(self.select(resume=resumes_selection))
         check_optimizer(self.optimizer, self.model)
         self._saved = None
+        self.prepare_teacher()
+        return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+
+    def prepare_teacher(self) -> None:
+        """Freeze the teacher where the model is, if one is asked for: `train` does, before its loop begins."""
         if self.args.distillation != "none":
             self._teacher = frozen_teacher(self.teacher or self.base, self.args.device)
-        return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
 
     def is_begun(self) -> bool:
         """Return whether a run in the output folder was interrupted with which `train(True)` goes on."""

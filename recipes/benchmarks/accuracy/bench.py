@@ -81,7 +81,7 @@ class Bench:
         else:
             demand = Demand((1.0,) * len(sites), count)
             choice = list(selector_by_name(selector, model, sites, self.sample(), seed=self.seed)(demand))
-        return Plan(tuple(sites[index] for index in choice))
+        return Plan(tuple(sites[index] for index in choice), start="inherit")
 
     def order(self, model: nn.Module, form: Form) -> list[int]:
         """Return the sites in the order in which the greedy selector closes them, found once."""

@@ -20,8 +20,10 @@ from recipes.benchmarks.coverage.row import Row
 from recipes.benchmarks.coverage.weights import randomise_, settle_
 from updp_hf import Form, Plan, UPDPForImageClassification, close_, find_sites, gate_, merge
 from updp_hf.core.cost import count_macs
+from updp_hf.core.graph.structure import Structure
 from updp_hf.core.plan.site import Site
 from updp_hf.model.layout_updp import get_slot
+from updp_hf.surgery.find import read
 from updp_hf.surgery.merge import TOLERANCES
 from updp_hf.surgery.model_io import logits_of
 
@@ -33,15 +35,16 @@ def measure(row: Row, seed: int, report: Callable[[str], None]) -> None:
     one = converted(inputs, torch.float64, batch_size=1)
 
     report("find")
-    sites = choose_sites(row, model, one)
+    structure = read(model, one)
+    sites = choose_sites(row, model, structure)
     if not sites:
         return
-    plan = Plan(tuple(sites))
+    plan = Plan(tuple(sites), start="inherit")
     row.form, row.closed, row.macs_before = str(sites[0].form), len(sites), count_macs(model, one)
 
     report("gate")
     expected = logits_of(model, inputs)
-    gate_(model, plan, example_inputs=one)
+    gate_(model, plan, structure=structure)
     row.gate_error = difference(expected, logits_of(model, inputs))
 
     report("close")
@@ -65,20 +68,20 @@ def measure(row: Row, seed: int, report: Callable[[str], None]) -> None:
     row.reloaded = loads_identically(merged, images)
 
 
-def choose_sites(row: Row, model: PreTrainedModel, inputs: dict[str, Tensor]) -> list[Site]:
-    """Return the sites that pay, of the form `merge` or else of the first that has any."""
-    found = find_sites(model, [Form.MERGE], example_inputs=inputs)
+def choose_sites(row: Row, model: PreTrainedModel, structure: Structure) -> list[Site]:
+    """Return the sites that save compute, of the form `merge` or else of the first that has any."""
+    found = find_sites(model, [Form.MERGE], structure=structure)
     row.exported = True
     cheap = [site for site in found.sites if site.saves_compute]
     row.sites, row.cheap = len(found.sites), len(cheap)
-    row.refusals = dict(collections.Counter(cause_of(refusal.reason) for refusal in found.refused))
+    row.refusals = dict(collections.Counter(cause_of(none.reason) for none in found.unsupported))
     if cheap:
         return cheap
     if found.sites:
         row.why_not = "closing any of the sites saves nothing"
     else:
-        row.why_not = found.refused[0].reason if found.refused else "no blocks to look into"
-    others = [site for site in find_sites(model, list(Form), example_inputs=inputs).sites if site.saves_compute]
+        row.why_not = found.unsupported[0].reason if found.unsupported else "no blocks to look into"
+    others = [site for site in find_sites(model, list(Form), structure=structure).sites if site.saves_compute]
     form = next((form for form in Form if any(site.form == form for site in others)), None)
     return [site for site in others if site.form == form]
 

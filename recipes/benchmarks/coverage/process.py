@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 from recipes.benchmarks.coverage.measuring import measure
 from recipes.benchmarks.coverage.row import Row
-from updp_hf.core.graph.calls import ExportError
+from updp_hf.errors import ExportError
 
 PRELOADED = [
     "updp_hf",

@@ -28,7 +28,7 @@ def measure(name: str, options: LatencyArguments, peaks: Peaks) -> dict[str, Any
     levels = options.levels or [round(len(sites) * quarter / 4) for quarter in range(1, 5)]
     counts = [level for level in sorted(set(levels)) if 0 < level <= len(sites)]
     spread = {count: uniform(Demand((1.0,) * len(sites), count)) for count in counts}
-    plans = {count: Plan(tuple(sites[index] for index in choice)) for count, choice in spread.items()}
+    plans = {count: Plan(tuple(sites[index] for index in choice), start="inherit") for count, choice in spread.items()}
     images = [example_inputs_of(baseline, CALIBRATION_IMAGES)]
     versions = {"P0": baseline, **{f"P{level}": merged(baseline, plan, images) for level, plan in plans.items()}}
     example = example_inputs_of(baseline)

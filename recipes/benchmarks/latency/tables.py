@@ -28,7 +28,7 @@ def summary_rows(results: dict[str, Any]) -> dict[str, dict[str, str]]:
         _, fewest, *_, whole = network["versions"]
         facts = dict(_costs(network, whole))
         columns[name] = {"all sites merged": whole[1:]}
-        columns[name] |= {fact: facts[fact] for fact in ("parameters", "MACs per image", "MACs, P0 / this")}
+        columns[name] |= {fact: facts[fact] for fact in ("parameters", "MACs per image", "MACs, before / after")}
         for version, runs in ((whole, network["latencies"]), (fewest, network["latencies"][:2])):
             merged = "speed-up" if version == whole else f"{version[1:]} sites merged"
             for run in runs:
@@ -52,7 +52,7 @@ def _costs(network: dict[str, Any], version: str) -> Iterator[tuple[str, str]]:
     yield "merged blocks", str(cost["merged_blocks"])
     yield "parameters", f"{cost['parameters'] / 1e6:.2f} M"
     yield "MACs per image", f"{cost['macs'] / 1e6:.0f} M"
-    yield "MACs, P0 / this", f"{_ratio_of_macs(network, version):.2f}×"
+    yield "MACs, before / after", f"{_ratio_of_macs(network, version):.2f}×"
 
 
 def _times(network: dict[str, Any], version: str) -> Iterator[tuple[str, str]]:

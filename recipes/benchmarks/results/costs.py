@@ -70,5 +70,6 @@ def coverage() -> list[str]:
     text = f"""
         `python -m recipes.benchmarks.coverage` tries one small model of each module of timm {versions["timm"]} and
         every image classifier of transformers {versions["transformers"]}: sites found, gated, closed, merged in float64
-        and float32, saved, loaded. What became of each, and why not: [benchmark_coverage.md](benchmark_coverage.md)."""
+        and float32, saved, loaded; with updp-hf {versions["updp-hf"]}. What became of each, and why not:
+        [benchmark_coverage.md](benchmark_coverage.md)."""
     return ["## Coverage", paragraph(text), totals([Row(**row) for row in document["rows"].values()])]

@@ -26,7 +26,7 @@ LEVEL = 2
 RIVALS = (PAPER, DROP, TORCH_PRUNING, SMALLER)
 SPEEDS = (
     "all sites merged",
-    "MACs, P0 / this",
+    "MACs, before / after",
     "speed-up, eager, batch 1",
     "speed-up, compiled, batch 16",
     "speed-up, ONNX Runtime, batch 16",

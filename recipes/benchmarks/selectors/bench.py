@@ -79,7 +79,7 @@ def arguments(name: str, seed: int, folder: Path | str, **changes: Any) -> digit
 def fine_tuned(bench: Bench, choice: Choice, seed: int) -> dict[str, float]:
     """Return accuracy and loss of the pruned network on the held-out images."""
     with tempfile.TemporaryDirectory() as folder:
-        plan = Plan(tuple(bench.sites[index] for index in choice))
+        plan = Plan(tuple(bench.sites[index] for index in choice), start="inherit")
         args = arguments(bench.name, seed, folder, num_train_epochs=NETS[bench.name].epochs, plan=plan)
         set_seed(seed)
         trainer = UPDPTrainer(model=copy.deepcopy(bench.model), args=args, train_dataset=bench.train)

@@ -54,6 +54,5 @@ def trainer_of(
     if variant.kind != PLAIN:
         gate_(model, plan)
         trainer.callback.schedule = lambda progress: LAMBDAS[variant.kind]
-    if variant.has_teacher:
-        trainer._prepare_teacher()
+    trainer.prepare_teacher()
     return trainer

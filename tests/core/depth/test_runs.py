@@ -471,8 +471,8 @@ BLOCKS = {
 
 
 def each_block_and(name, usual, other):
-    """Run a test on each block with the `usual` value, and in the slow ring on most of them with the `other` one."""
-    rows = [(name, usual, False) for name in BLOCKS] + [(name, other, name not in USUAL) for name in BLOCKS]
+    """Run a test on the usual blocks with the `usual` value and on one with the `other`, on all in the slow ring."""
+    rows = [(name, usual, name not in USUAL) for name in BLOCKS] + [(name, other, name != "basic") for name in BLOCKS]
     values = [
         pytest.param(BLOCKS[block], value, id=f"{block}-{value}", marks=[pytest.mark.slow] * is_slow)
         for block, value, is_slow in rows
@@ -480,7 +480,7 @@ def each_block_and(name, usual, other):
     return pytest.mark.parametrize(("make", name), values)
 
 
-USUAL = {"basic", "linears", "dilation", "plain"}
+USUAL = {"basic", "inverted", "squeeze-excite", "plain"}
 EACH_BLOCK_AND_FORM = each_block_and("form", Form.MERGE, Form.MERGE_WHOLE_KERNELS)
 
 

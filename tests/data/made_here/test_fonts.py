@@ -3,6 +3,7 @@ import pytest
 
 from updp_hf.data.made_here.fonts import fonts_with
 from updp_hf.data.made_here.glyphs import CLASSES
+from updp_hf.errors import AccessError
 
 
 def names(characters):
@@ -33,5 +34,5 @@ def test_what_counts_is_the_characters_asked_for():
 
 def test_missing_fonts_are_told(tmp_path, monkeypatch):
     monkeypatch.setattr(matplotlib, "get_data_path", lambda: str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="holds 0 fonts with all of xyz, expected the 10 or more"):
+    with pytest.raises(AccessError, match="holds 0 fonts with all of xyz, expected the 10 or more"):
         fonts_with("xyz")

@@ -14,9 +14,11 @@ def branches_in(structure: Structure, block: str, is_wanted: Callable[[list[Call
     found: list[str] = []
     blocks = structure.blocks()
     for path, module in structure.modules.items():
-        is_inside = structure.block_of(path) == block and not any(path.startswith(f"{outer}.") for outer in found)
-        holds_blocks = any(other.startswith(f"{path}.") for other in blocks)
-        if not is_inside or path in blocks or holds_blocks or not has_children(module):
+        if not has_children(module) or structure.block_of(path) != block or path in blocks:
+            continue
+        if any(path.startswith(f"{outer}.") for outer in found) or any(
+            other.startswith(f"{path}.") for other in blocks
+        ):
             continue
         calls = structure.graph.within(path)
         if structure.single_source(path, calls) is not None and is_wanted(calls):

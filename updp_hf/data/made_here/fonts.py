@@ -22,7 +22,7 @@ def fonts_with(characters: str) -> tuple[Path, ...]:
     `a`, and the fonts of sizes have none.
 
     Raises:
-        FileNotFoundError: there are fewer than ten.
+        AccessError: there are fewer than ten.
     """
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     found = tuple(path for path in sorted(folder.glob("*.ttf")) if _draws(path, characters))
