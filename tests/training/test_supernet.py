@@ -217,9 +217,8 @@ def test_distillation_changes_what_the_closed_lose_and_not_the_open(tmp_path):
 def test_accumulating_gradients_is_the_same_as_a_larger_batch(tmp_path, distillation):
     # Without BatchNorms, which see each batch by itself: also not where `start="fit"` puts them.
     options = {"train_dataset": images_in_double(16), "distillation": distillation, **BY_HAND}
-    whole = supernet(
-        tmp_path, gated(double_vit, "merge-keep-norm", start="inherit"), per_device_train_batch_size=8, **options
-    )
+    start = gated(double_vit, "merge-keep-norm", start="inherit")
+    whole = supernet(tmp_path, copy.deepcopy(start), per_device_train_batch_size=8, **options)
     parts = supernet(tmp_path, start, per_device_train_batch_size=4, gradient_accumulation_steps=2, **options)
     for run in (whole, parts):
         run.train()
