@@ -113,7 +113,11 @@ def gate_(model: nn.Module, plan: Plan) -> None:
 
 def slow_but(values: Iterable[Any], *quick: Any) -> list[Any]:
     """Return parameters of a test of which all but some are for the slow ring."""
-    return [value if value in quick else pytest.param(value, marks=pytest.mark.slow) for value in values]
+    slow = pytest.mark.slow
+    return [
+        value if value in quick else pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=slow)
+        for value in values
+    ]
 
 
 def structure_of(model: nn.Module) -> Structure:

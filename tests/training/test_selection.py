@@ -309,6 +309,7 @@ def test_a_run_exports_its_model_once(tmp_path, monkeypatch):
     export = torch.export.export
     monkeypatch.setattr(torch.export, "export", lambda *args, **kwargs: exports.append(1) or export(*args, **kwargs))
     run = trainer(tmp_path, selector="greedy", max_steps=2)
+    del run.structure  # so that it is read anew
     run.train()
     run.save_model()
     assert len(exports) == 1

@@ -217,16 +217,9 @@ def test_distillation_changes_what_the_closed_lose_and_not_the_open(tmp_path):
 def test_accumulating_gradients_is_the_same_as_a_larger_batch(tmp_path, distillation):
     # Without BatchNorms, which see each batch by itself: also not where `start="fit"` puts them.
     options = {"train_dataset": images_in_double(16), "distillation": distillation, **BY_HAND}
-    whole = supernet(
-        tmp_path, gated(double_vit, "merge-keep-norm", start="inherit"), per_device_train_batch_size=8, **options
-    )
-    parts = supernet(
-        tmp_path,
-        gated(double_vit, "merge-keep-norm", start="inherit"),
-        per_device_train_batch_size=4,
-        gradient_accumulation_steps=2,
-        **options,
-    )
+    start = gated(double_vit, "merge-keep-norm", start="inherit")
+    whole = supernet(tmp_path, copy.deepcopy(start), per_device_train_batch_size=8, **options)
+    parts = supernet(tmp_path, start, per_device_train_batch_size=4, gradient_accumulation_steps=2, **options)
     for run in (whole, parts):
         run.train()
     assert_equal(weights(parts.model), weights(whole.model), tolerance=1e-6)
@@ -438,7 +431,7 @@ def test_a_supernet_computes_the_same_whether_it_was_trained_in_low_precision_or
     assert torch.equal(logits(trained(tmp_path, vit, bf16=True)), logits(first))
 
 
-@pytest.mark.parametrize("step", [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", slow_but([0, 1, 3], 1))
 def test_an_interrupted_supernet_goes_on_from_its_last_checkpoint(tmp_path, straight, step):
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path, vit, callbacks=[Steps(broken_off_after=step)])

@@ -451,9 +451,7 @@ RESUMED = {
 }
 
 
-@pytest.mark.parametrize(
-    "steps", [(2, 5), pytest.param((4,), marks=pytest.mark.slow), pytest.param((1, 3), marks=pytest.mark.slow)], ids=str
-)
+@pytest.mark.parametrize("steps", [(2, 5), pytest.param((1, 3, 4), marks=pytest.mark.slow)], ids=str)
 @pytest.mark.parametrize("case", slow_but(RESUMED, "fit, end activation, accumulation, teacher"))
 def test_a_resumed_run_ends_where_the_straight_run_ends(tmp_path, case, steps):
     build, changes = RESUMED[case]
