@@ -3,6 +3,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub: a test never leaves this machine
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # in the processes that tests start, too: they share the cores with other tests
 
 from pathlib import Path
 
