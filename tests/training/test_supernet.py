@@ -1,7 +1,6 @@
 """One network trained open and closed at once: by hand, resumed, and with the statistics of the open one."""
 
 import copy
-import gc
 from functools import cache
 from pathlib import Path
 
@@ -39,14 +38,6 @@ from updp_hf.training.gated_trainer import GatedTrainer
 from updp_hf.training.supernet import train_supernet
 
 STEPS = 4
-
-
-@pytest.fixture(scope="module", autouse=True)
-def frozen_garbage():
-    """The Trainer collects garbage at the end, for which all that the libraries hold is walked over: half a second."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
