@@ -204,7 +204,7 @@ def test_distillation_changes_what_the_closed_lose_and_not_the_open(tmp_path):
     assert abs(logged[0]["loss_closed"] - logged[1]["loss_closed"]) > 1e-3
 
 
-@pytest.mark.parametrize("distillation", ["none", "soft", "hard"])
+@pytest.mark.parametrize("distillation", slow_but(["none", "soft", "hard"], "soft"))
 def test_accumulating_gradients_is_the_same_as_a_larger_batch(tmp_path, distillation):
     # Without BatchNorms, which see each batch by itself: also not where `start="fit"` puts them.
     options = {"train_dataset": images_in_double(16), "distillation": distillation, **BY_HAND}
