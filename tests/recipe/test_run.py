@@ -35,6 +35,7 @@ def test_a_folder_of_images_is_pruned_on(streaming, pictures, tmp_path):
     assert "cutmix" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_where_a_run_was_interrupted(tmp_path, capsys):
     given = ["--smoke", *options(save_strategy="steps", save_steps=1, max_train_samples=64, max_eval_samples=16)]
 

@@ -37,6 +37,7 @@ def test_without_the_hub_a_recipe_ends_with_one_sentence(tmp_path):
 QUICK = {"selector": "uniform", "max_steps": 4, "eval_steps": 4, "max_train_samples": 64, "max_eval_samples": 16}
 
 
+@pytest.mark.slow
 def test_a_recipe_prints_lines_and_one_table_and_nothing_else(tmp_path):
     short = [part for name, value in QUICK.items() for part in (f"--{name}", str(value))]
     config = ["--config", str(RECIPES / "deit_tiny.yaml")]

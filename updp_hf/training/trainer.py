@@ -256,14 +256,8 @@ class UPDPTrainer(Published, GatedTrainer):
         """
         merged, device, asked = merged or self.merge(), self.args.device, self.args.target_speed_up
         sizes = {*batch_sizes, *([] if asked is None else [self.args.per_device_eval_batch_size])}
-        base = copy.deepcopy(self.base).to(device)
-        report = report_of(
-            copy.deepcopy(merged).to(device),
-            sorted(sizes),
-            base=base,
-            plan=self.plan.to_dict(),
-            structure=self.structure,
-        )
+        merged, base = copy.deepcopy(merged).to(device), copy.deepcopy(self.base).to(device)
+        report = report_of(merged, sorted(sizes), base=base, plan=self.plan.to_dict(), structure=self.structure)
         run = facts_of_run(self.args, self.state, self.callback.lambda_at, was_resumed=self._was_resumed)
         return replace(
             report,
