@@ -142,9 +142,7 @@ def _merge(args: argparse.Namespace) -> None:
     merged = merge(gated)
     has_processor = (args.checkpoint / IMAGE_PROCESSOR_NAME).is_file()
     processor = AutoImageProcessor.from_pretrained(args.checkpoint) if has_processor else None
-    report = report_of(
-        merged, (1, 8), base=without_gates(gated), plan=plan_of(gated).to_dict(), structure=structure
-    )
+    report = report_of(merged, (1, 8), base=without_gates(gated), plan=plan_of(gated).to_dict(), structure=structure)
     save_merged(merged, args.output, processor, report, args.output.resolve().name)
     print(f"Saved the merged model in {args.output}.")
 

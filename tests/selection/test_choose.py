@@ -36,7 +36,10 @@ CASES = {
 def candidates():
     """Models and their sites; neither is changed by any test."""
     built = {name: (build(), form) for name, (build, form) in CASES.items()}
-    return {name: (model, require_sites(model, form, structure=structure_of(model))) for name, (model, form) in built.items()}
+    return {
+        name: (model, require_sites(model, form, structure=structure_of(model)))
+        for name, (model, form) in built.items()
+    }
 
 
 def cost_of(model, given):

@@ -454,7 +454,10 @@ def test_a_name_stands_for_its_selector():
 def candidates():
     """Models with the sites of which it is chosen."""
     models = {build.__name__: build() for build in (vit, resnet, mobilenet)}
-    return {name: (model, require_sites(model, "merge", structure=structure_of(model))[-6:]) for name, model in models.items()}
+    return {
+        name: (model, require_sites(model, "merge", structure=structure_of(model))[-6:])
+        for name, model in models.items()
+    }
 
 
 @pytest.mark.parametrize("model", slow_but(["vit", "resnet", "mobilenet"], "resnet"))
