@@ -28,7 +28,7 @@ from updp_hf.reporting.tables import latency_facts, side_by_side, speed_ups
 from updp_hf.surgery.gate import plan_of, without_gates
 from updp_hf.surgery.merge import merge
 from updp_hf.surgery.model_io import example_inputs_of, load_classifier
-from updp_hf.training.checkpoints import gated_model_in
+from updp_hf.training.checkpoints import read_gated_model
 
 __all__ = ["main"]
 
@@ -138,11 +138,11 @@ def _sites(args: argparse.Namespace) -> None:
 def _merge(args: argparse.Namespace) -> None:
     if (args.output / CONFIG_NAME).exists():
         raise UPDPError(f"{args.output} holds a model already: choose a new folder for the merged one.")
-    gated = gated_model_in(args.checkpoint)
+    gated, structure = read_gated_model(args.checkpoint)
     merged = merge(gated)
     has_processor = (args.checkpoint / IMAGE_PROCESSOR_NAME).is_file()
     processor = AutoImageProcessor.from_pretrained(args.checkpoint) if has_processor else None
-    report = report_of(merged, (1, 8), base=without_gates(gated), plan=plan_of(gated).to_dict())
+    report = report_of(merged, (1, 8), base=without_gates(gated), plan=plan_of(gated).to_dict(), structure=structure)
     save_merged(merged, args.output, processor, report, args.output.resolve().name)
     print(f"Saved the merged model in {args.output}.")
 

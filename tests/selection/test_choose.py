@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from tiny_models import tiny_model
-from tiny_training import RandomImages, gate_, mobilenet, resnet, vit
+from tiny_training import RandomImages, gate_, mobilenet, resnet, slow_but, structure_of, vit
 from torch import nn
 
 from updp_hf import Budget, Plan, close_, merge
@@ -36,7 +36,10 @@ CASES = {
 def candidates():
     """Models and their sites; neither is changed by any test."""
     built = {name: (build(), form) for name, (build, form) in CASES.items()}
-    return {name: (model, require_sites(model, form)) for name, (model, form) in built.items()}
+    return {
+        name: (model, require_sites(model, form, structure=structure_of(model)))
+        for name, (model, form) in built.items()
+    }
 
 
 def cost_of(model, given):
@@ -53,7 +56,7 @@ def merged_with(model, sites):
 # what a choice has to save
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", slow_but(CASES, "vit", "resnet"))
 def test_what_the_sites_save_is_what_merging_them_saves(candidates, name):
     model, sites = candidates[name]
     generator = random.Random(1)
@@ -67,7 +70,7 @@ def test_what_the_sites_save_is_what_merging_them_saves(candidates, name):
             assert sum(demand.savings[index] for index in subset) == saved
 
 
-@pytest.mark.parametrize("name", ["vit", "resnet", "mobilenet"])
+@pytest.mark.parametrize("name", slow_but(["vit", "resnet", "mobilenet"], "vit", "resnet"))
 @pytest.mark.parametrize("given", ["macs", "parameters"])
 def test_the_merged_model_keeps_to_the_budget(candidates, name, given):
     model, sites = candidates[name]

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from tiny_models import tiny_model
-from tiny_training import RandomImages, gate_, mobilenet, resnet, sites_of, vit
+from tiny_training import RandomImages, gate_, mobilenet, resnet, sites_of, slow_but, structure_of, vit
 from torch import nn
 
 from updp_hf import Budget, Plan, calibrate_, close_, merge
@@ -454,10 +454,13 @@ def test_a_name_stands_for_its_selector():
 def candidates():
     """Models with the sites of which it is chosen."""
     models = {build.__name__: build() for build in (vit, resnet, mobilenet)}
-    return {name: (model, require_sites(model, "merge")[-6:]) for name, model in models.items()}
+    return {
+        name: (model, require_sites(model, "merge", structure=structure_of(model))[-6:])
+        for name, model in models.items()
+    }
 
 
-@pytest.mark.parametrize("model", ["vit", "resnet", "mobilenet"])
+@pytest.mark.parametrize("model", slow_but(["vit", "resnet", "mobilenet"], "resnet"))
 @pytest.mark.parametrize("name", SELECTORS)
 def test_every_selector_meets_demands_on_macs_and_parameters(candidates, model, name):
     network, found = candidates[model]

@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from tiny_training import RandomImages, assert_equal, gate_, last_two, resnet, sites_of, trainer, vit, weights
+from tiny_training import RandomImages, assert_equal, gate_, last_two, resnet, sites_of, slow_but, trainer, vit, weights
 from transformers import TrainerCallback
 
 from updp_hf import Plan
@@ -79,7 +79,7 @@ class Seen(TrainerCallback):
         self.weights = weights(model)
 
 
-@pytest.mark.parametrize("build", [vit, resnet])
+@pytest.mark.parametrize("build", slow_but([vit, resnet], resnet))
 def test_the_average_is_evaluated_and_is_left_after_training(build, tmp_path):
     by_hand, seen = ByHand(), Seen()
     plan = Plan(sites_of(build(), "merge")[-1:])

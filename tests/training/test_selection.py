@@ -205,7 +205,7 @@ def assert_resumes(folder, straight):
     assert_equal(weights(run.model), ended)
 
 
-@pytest.mark.parametrize("step", [2, 4, 8])
+@pytest.mark.parametrize("step", slow_but([2, 4, 8], 4))
 def test_an_interrupted_supernet_is_trained_on(tmp_path, straight, step, monkeypatch):
     original = SupernetTrainer.training_step
 
@@ -226,7 +226,7 @@ def test_an_interrupted_supernet_is_trained_on(tmp_path, straight, step, monkeyp
     assert_resumes(tmp_path, straight)
 
 
-@pytest.mark.parametrize("count", [0, 2, 5, *(pytest.param(count, marks=pytest.mark.slow) for count in (1, 3, 4))])
+@pytest.mark.parametrize("count", slow_but(range(6), 2))
 def test_an_interrupted_search_goes_on(tmp_path, straight, count, monkeypatch):
     original = ScoreHistory._append
 
@@ -287,7 +287,7 @@ def test_images_without_labels_cannot_score_a_supernet(tmp_path):
 # the front
 
 
-@pytest.mark.parametrize("selector", ["last", "supernet"])
+@pytest.mark.parametrize("selector", slow_but(["last", "supernet"], "supernet"))
 def test_the_front_is_saved_with_a_picture(tmp_path, selector, seconds):
     run = trainer(tmp_path, selector=selector)
     front = run.pareto_front()

@@ -634,6 +634,7 @@ def test_lambda_is_logged_beside_the_loss(tmp_path):
     assert all("lambda" not in entry for entry in run.state.log_history if "loss" not in entry)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_is_compiled_anew_at_the_ends_of_the_ramp_alone(tmp_path):
     torch._dynamo.reset()
     counters.clear()

@@ -17,10 +17,12 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
+from updp_hf.core.graph.structure import Structure
 from updp_hf.core.plan.plan import Plan
 from updp_hf.errors import AccessError, PlanError, UPDPError
 from updp_hf.model.configuration_updp import UPDPConfig
 from updp_hf.model.modeling_updp import UPDPForImageClassification, base_config, updp_config
+from updp_hf.surgery.find import read
 from updp_hf.surgery.gate import gate_, plan_of
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "last_checkpoint",
     "load_checkpoint_",
     "plan_in",
+    "read_gated_model",
     "save_checkpoint",
     "whole_or_none",
 ]
@@ -94,6 +97,16 @@ def gated_model_in(checkpoint: str | Path) -> nn.Module:
         PlanError: the folder is no checkpoint of a pruning run.
         ValueError: its weights do not fit its configuration.
     """
+    return read_gated_model(checkpoint)[0]
+
+
+def read_gated_model(checkpoint: str | Path) -> tuple[nn.Module, Structure]:
+    """Build the model as `gated_model_in` does, and return it with the structure of the unpruned one.
+
+    Raises:
+        PlanError: the folder is no checkpoint of a pruning run.
+        ValueError: its weights do not fit its configuration.
+    """
     plan = plan_in(checkpoint)
     config = UPDPConfig.from_pretrained(checkpoint)
     base = config.base_config or {}
@@ -101,10 +114,11 @@ def gated_model_in(checkpoint: str | Path) -> nn.Module:
         model = UPDPForImageClassification(UPDPConfig.from_dict(base))
     else:
         model = AutoModelForImageClassification.from_config(base_config(config))
-    gate_(model, plan)
+    structure = read(model)
+    gate_(model, plan, structure=structure)
     is_averaged = (Path(checkpoint) / AVERAGE_NAME).is_file()
     load_checkpoint_(model, checkpoint, AVERAGE_NAME if is_averaged else SAFE_WEIGHTS_NAME)
-    return model.eval()
+    return model.eval(), structure
 
 
 def last_checkpoint(folder: str | Path) -> str | None:
