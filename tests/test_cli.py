@@ -11,6 +11,7 @@ import pytest
 import torch
 from printed import LARGE_ENOUGH, large_vit, loud_libraries, number, tables  # noqa: F401  # a fixture
 from project import ROOT
+from rings import slow_but
 from tiny_training import timm_vit, vit
 from transformers import (
     AutoModelForImageClassification,
@@ -70,7 +71,7 @@ def share(cell):
 BUILDS = [large_vit, large_timm_vit, bottleneck_resnet, pruned]
 
 
-@pytest.mark.parametrize("build", BUILDS)
+@pytest.mark.parametrize("build", slow_but(BUILDS, bottleneck_resnet, pruned))
 def test_rows_are_what_find_sites_finds(build, tmp_path, capsys):
     build().save_pretrained(tmp_path)
     model = AutoModelForImageClassification.from_pretrained(tmp_path)

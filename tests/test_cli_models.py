@@ -13,6 +13,7 @@ import torch
 from huggingface_hub import ModelCard
 from printed import large_vit, loud_libraries, number, tables  # noqa: F401  # a fixture
 from reports import full_report
+from rings import slow_if
 from tiny_training import RandomImages, assert_equal, logits, resnet, timm_vit, trainer, vit
 from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTForImageClassification
@@ -429,7 +430,7 @@ BROKEN_REPORTS = {
 }
 
 
-@pytest.mark.parametrize("text", BROKEN_REPORTS.values(), ids=BROKEN_REPORTS)
+@pytest.mark.parametrize("text", slow_if(BROKEN_REPORTS, ("no report", "a list", "a cost is missing")))
 @pytest.mark.parametrize("command", ["card", "push"])
 def test_a_report_that_cannot_be_read_is_one_sentence(command, text, pruned, capsys):
     (pruned / "updp_report.json").write_text(text, encoding="utf-8")

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from rings import slow_but
 from tiny_models import REFUSED, SIZE, TINY_MODELS, TinyModel, close_, distance, observe, randomise_, tiny_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -390,8 +391,8 @@ def test_timm_model_stays_a_timm_model():
 # forms together
 
 
-@pytest.mark.parametrize("name", ["vit", "timm-wrapper"])
-@pytest.mark.parametrize("end_activation", [None, "relu"])
+@pytest.mark.parametrize("name", slow_but(["vit", "timm-wrapper"], "vit"))
+@pytest.mark.parametrize("end_activation", slow_but([None, "relu"], "relu"))
 def test_sites_of_two_forms_share_a_block(name: str, end_activation: str | None, tmp_path):
     sites = [s for s in sites_of(name) if s.form in (Form.ATTENTION_DROP, Form.MERGE) and s.block.endswith(".1")]
     plan = Plan(tuple(sites), end_activation=end_activation)

@@ -9,8 +9,9 @@ import pytest
 import tiny_training
 import torch
 import torch.nn.functional as F  # noqa: N812
+from rings import slow_but
 from tiny_models import close_, tiny_model
-from tiny_training import RandomImages, mobilenet, resnet, sites_of, slow_but, structure_of, vit
+from tiny_training import RandomImages, mobilenet, resnet, sites_of, structure_of, vit
 
 import updp_hf
 from updp_hf import Budget, Form, Plan, UPDPForImageClassification, find_sites, gate_, merge

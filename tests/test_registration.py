@@ -38,7 +38,8 @@ def in_a_fresh_process(code, *arguments):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("orders", [ORDERS, pytest.param(MORE_ORDERS, marks=pytest.mark.slow)], ids=["few", "more"])
+@pytest.mark.slow
+@pytest.mark.parametrize("orders", [ORDERS, MORE_ORDERS], ids=["few", "more"])
 def test_pruned_models_are_known_in_every_order_of_imports(orders, folders):
     code = (SCRIPTS / "import_orders.py").read_text(encoding="utf-8")
     errors = in_a_fresh_process(code, folders["vit"], folders["timm-wrapper"], *orders)

@@ -1,12 +1,11 @@
 """Tiny models, images and trainers for the tests of training."""
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -109,15 +108,6 @@ def sites_of(model: nn.Module, form: str = "merge") -> tuple[Site, ...]:
 
 def gate_(model: nn.Module, plan: Plan) -> None:
     updp_hf.gate_(model, plan, structure=structure_of(model))
-
-
-def slow_but(values: Iterable[Any], *quick: Any) -> list[Any]:
-    """Return parameters of a test of which all but some are for the slow ring."""
-    slow = pytest.mark.slow
-    return [
-        value if value in quick else pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=slow)
-        for value in values
-    ]
 
 
 def structure_of(model: nn.Module) -> Structure:

@@ -148,6 +148,7 @@ def test_weights_too_large_for_one_file_lie_beside_it(vit, monkeypatch):
     assert distance(expected_of(vit, images), run(file, images)) <= 1e-4
 
 
+@pytest.mark.slow
 def test_weights_beside_an_earlier_file_go_with_it(vit, copied):
     (vit / "onnx").mkdir()
     (vit / "onnx" / "model.onnx.data").write_bytes(b"of an earlier export")

@@ -151,7 +151,7 @@ def assert_same_everywhere(way, folders, hub, environment, tmp_path, image):
 
 
 @pytest.mark.parametrize(
-    "way", ["remote", *(pytest.param(way, marks=pytest.mark.slow) for way in ("updp_hf", "timm", "onnx"))]
+    "way", [pytest.param(way, marks=pytest.mark.slow) for way in ("remote", "updp_hf", "timm", "onnx")]
 )
 def test_the_examples_of_the_card_give_the_logits_that_were_saved(way, saved, hub, hub_environment, tmp_path, image):
     folders = {name: shutil.copytree(folder, tmp_path / name) for name, folder in saved.items()}

@@ -7,6 +7,7 @@ import shutil
 import pytest
 import safetensors.torch
 import torch
+from rings import slow_but
 from tiny_models import close_, edit_config, edit_weights, logits, pruned_once, tiny_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification
@@ -161,7 +162,7 @@ def assert_reloads(merged, folder):
     assert torch.equal(logits(again), logits(merged))
 
 
-@pytest.mark.parametrize("name", ["vit", "timm-wrapper", "swin"])
+@pytest.mark.parametrize("name", slow_but(["vit", "timm-wrapper", "swin"], "vit"))
 def test_merged_model_is_pruned_again(name, tmp_path):
     once = pruned_once(tiny_model(name), end_activation="relu")
     sites = find_sites(once, [Form.MERGE]).sites
@@ -172,8 +173,8 @@ def test_merged_model_is_pruned_again(name, tmp_path):
     assert_reloads(twice, tmp_path)
 
 
-@pytest.mark.parametrize("form", [Form.ATTENTION_DROP, Form.BLOCK_DROP])
-@pytest.mark.parametrize("end_activation", [None, "relu"])
+@pytest.mark.parametrize("form", slow_but([Form.ATTENTION_DROP, Form.BLOCK_DROP], Form.BLOCK_DROP))
+@pytest.mark.parametrize("end_activation", slow_but([None, "relu"], None))
 def test_pruned_block_is_pruned_again(form, end_activation, tmp_path):
     once = pruned_once(tiny_model("vit"), end_activation=end_activation)
     assert_reloads(pruned_once(once, form), tmp_path)

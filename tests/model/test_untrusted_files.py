@@ -20,6 +20,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir
+from rings import slow_but, slow_if
 from tiny_models import edit_config, logits
 from transformers import AutoModelForImageClassification
 from transformers.utils import logging
@@ -261,7 +262,7 @@ COMPUTES = ("base_config", "layout", "dtype", "torch_dtype")
 """The fields that may say, validly, that something else is to be computed with the same weights."""
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_but(NAMES, "vit"))
 @pytest.mark.parametrize("count", examples(60))
 def test_a_spoilt_configuration(originals, name, count):
     source, folder, expected = originals[name]
@@ -502,19 +503,33 @@ def refuse(folder, message, load=AutoModelForImageClassification.from_pretrained
     assert is_clear(raised.value), raised.value
 
 
+# Alike to others, and each builds a model or the beginning of a large one.
+SLOW_VIT = (
+    *("no code in the base", "quantization in the base", "a pretrained backbone", "attention in an inner field"),
+    *("attention in the base", "experts from the Hub", "a dtype that is a module", "a dtype that is a number"),
+    *("fewer than no labels", "labels as text", "labels in a list", "negative width", "width as text"),
+    *("heads that do not divide", "stages without end", "wider than any tensor", "many more blocks than weights"),
+    *("images too large for the weights", "infinite", "more digits than a float has"),
+)
+SLOW_TIMM = (
+    *("an architecture in a folder", "an architecture of no kind", "no patches", "more blocks than weights"),
+    *("an image of any size", "a factor of much memory"),
+)
+
+
 @pytest.fixture
 def copy_of(folders, tmp_path):
     return lambda name: shutil.copytree(folders[name], tmp_path / name)
 
 
-@pytest.mark.parametrize(("change", "message"), VIT.values(), ids=VIT)
+@pytest.mark.parametrize(("change", "message"), slow_if(VIT, SLOW_VIT))
 def test_a_configuration_is_refused(copy_of, change, message):
     folder = copy_of("vit")
     edit_config(folder, change)
     refuse(folder, message)
 
 
-@pytest.mark.parametrize(("change", "message"), TIMM.values(), ids=TIMM)
+@pytest.mark.parametrize(("change", "message"), slow_if(TIMM, SLOW_TIMM))
 def test_a_configuration_of_a_timm_model_is_refused(copy_of, change, message):
     folder = copy_of("timm-wrapper")
     edit_config(folder, change)
@@ -662,6 +677,7 @@ def test_an_index_is_refused(originals, tmp_path, index):
     refuse(folder, "index .* is not one of safetensors files")
 
 
+@pytest.mark.slow
 def test_a_new_head_of_any_size_is_no_absurd_model(copy_of):
     with WATCH.on(folder := copy_of("vit")):
         model = UPDPForImageClassification.from_pretrained(folder, num_labels=2**17, ignore_mismatched_sizes=True)

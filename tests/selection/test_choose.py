@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from rings import slow_but
 from tiny_models import tiny_model
-from tiny_training import RandomImages, gate_, mobilenet, resnet, slow_but, structure_of, vit
+from tiny_training import RandomImages, gate_, mobilenet, resnet, structure_of, vit
 from torch import nn
 
 from updp_hf import Budget, Plan, close_, merge

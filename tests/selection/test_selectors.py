@@ -9,8 +9,9 @@ from itertools import combinations
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from rings import slow_but
 from tiny_models import tiny_model
-from tiny_training import RandomImages, gate_, mobilenet, resnet, sites_of, slow_but, structure_of, vit
+from tiny_training import RandomImages, gate_, mobilenet, resnet, sites_of, structure_of, vit
 from torch import nn
 
 from updp_hf import Budget, Plan, calibrate_, close_, merge

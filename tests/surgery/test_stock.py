@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from rings import slow_but
 from tiny_models import close_, tiny_model
 
 from updp_hf import Form, Plan, UPDPForImageClassification, find_sites, gate_, merge
@@ -36,7 +37,7 @@ def test_blocks_with_names_have_no_configuration_field():
     assert without_blocks(tiny_model("vit"), ["vit.layers.0", "vit.tree2"]) is None
 
 
-@pytest.mark.parametrize("numbers", [[0], [1], [0, 2]], ids=str)
+@pytest.mark.parametrize("numbers", slow_but([[0], [1], [0, 2]], [0, 2]), ids=str)
 @pytest.mark.parametrize("name", [*ISOTROPIC, *(pytest.param(name, marks=pytest.mark.slow) for name in ALIKE)])
 def test_isotropic_model_becomes_a_shallower_stock_model(name, numbers, tmp_path):
     closed, stock = dropped(name, numbers)

@@ -2,7 +2,8 @@ import copy
 
 import pytest
 import torch
-from tiny_training import RandomImages, assert_equal, gate_, last_two, resnet, sites_of, slow_but, trainer, vit, weights
+from rings import slow_but
+from tiny_training import RandomImages, assert_equal, gate_, last_two, resnet, sites_of, trainer, vit, weights
 from transformers import TrainerCallback
 
 from updp_hf import Plan

@@ -1,6 +1,7 @@
 import pytest
 import torch
-from tiny_training import STEPS, Lambdas, RandomImages, gate_, last_two, logits, losses, slow_but, timm_vit, vit
+from rings import slow_but
+from tiny_training import STEPS, Lambdas, RandomImages, gate_, last_two, logits, losses, timm_vit, vit
 from transformers import (
     AutoModelForImageClassification,
     EarlyStoppingCallback,

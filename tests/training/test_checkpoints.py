@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rings import slow_but
 from tiny_models import pruned_once
 from tiny_training import (
     STEPS,
@@ -15,7 +16,6 @@ from tiny_training import (
     logits,
     resnet,
     sites_of,
-    slow_but,
     timm_vit,
     trainer,
     vit,

@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from tiny_training import CLASSES, RandomImages, last_two, logits, losses, slow_but, trainer, vit
+from rings import slow_but
+from tiny_training import CLASSES, RandomImages, last_two, logits, losses, trainer, vit
 
 from updp_hf.training.distillation import distillation_losses
 from updp_hf.training.losses import label_loss

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from rings import slow_but
 from tiny_training import (
     RandomImages,
     arguments,
@@ -12,7 +13,6 @@ from tiny_training import (
     mobilenet,
     resnet,
     sites_of,
-    slow_but,
     trainer,
     vit,
     weights,

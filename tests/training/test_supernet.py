@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from rings import slow_but
 from tiny_training import (
     RandomImages,
     arguments,
@@ -18,7 +19,6 @@ from tiny_training import (
     mobilenet,
     resnet,
     sites_of,
-    slow_but,
     trainer,
     vit,
     weights,

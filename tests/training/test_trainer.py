@@ -17,6 +17,7 @@ import torch.nn.functional as F  # noqa: N812
 import transformers.trainer
 from accelerate.data_loader import DataLoaderDispatcher, DataLoaderShard
 from huggingface_hub import ModelCard
+from rings import slow_but
 from tiny_training import (
     STEPS,
     Lambdas,
@@ -31,7 +32,6 @@ from tiny_training import (
     mobilenet,
     resnet,
     sites_of,
-    slow_but,
     timm_vit,
     trainer,
     vit,

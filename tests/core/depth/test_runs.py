@@ -384,7 +384,7 @@ def test_layers_in_a_block_share_it():
 
 
 @pytest.mark.parametrize("make", [basic, inverted, Layered])
-@pytest.mark.parametrize("counts", [(1, 1), (2, 1), (1, 3), (1,)])
+@pytest.mark.parametrize("counts", [(1, 1), *(pytest.param(c, marks=pytest.mark.slow) for c in ((2, 1), (1, 3), (1,)))])
 def test_stages_of_one_block_have_the_same_runs_as_stages_of_several(make, counts):
     net = net_of(*(nn.Sequential(*(make() for _ in range(count))) for count in counts))
     sites = found_in(net)

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from compiling import assert_follows_lambda_without_recompiling
+from rings import slow_but
 from torch import nn
 from torch.testing import assert_close
 
@@ -216,7 +217,7 @@ def test_a_run_of_convolutions_survives_autocast_casts_copies_and_state_dicts(na
     assert twin.bfloat16()(x.bfloat16()).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("name", ["last cropped", "1x1, 3x3", "1x1, 3x3, 3x3"])
+@pytest.mark.parametrize("name", slow_but(["last cropped", "1x1, 3x3", "1x1, 3x3, 3x3"], "1x1, 3x3"))
 def test_compiled_runs_follow_lambda_without_recompiling(name):
     modules, cropped = RUNS[name]()
     assert_follows_lambda_without_recompiling(run_of(*modules, cropped=cropped), images()[0])

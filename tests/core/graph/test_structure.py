@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from rings import slow_but
 from torch import nn
 
 from updp_hf.core.depth.runs import Run
@@ -519,7 +520,9 @@ def test_a_block_with_a_second_input_is_not_dropped():
 
 
 @pytest.mark.parametrize("form", Form)
-@pytest.mark.parametrize(("start", "value"), [("inherit", 0.5), ("inherit", 1.0), ("fit", 1.0)])
+@pytest.mark.parametrize(
+    ("start", "value"), slow_but([("inherit", 0.5), ("inherit", 1.0), ("fit", 1.0)], ("inherit", 0.5))
+)
 def test_a_gated_model_has_the_sites_of_the_stock_model(form, start, value):
     net = Net(Vit(ls=LayerScale()), Vit())
     before = find_all(net)
