@@ -183,6 +183,7 @@ def assert_merged_is_closed(merged: nn.Module, closed: nn.Module, case: Case, to
 
 @every_row
 def test_expected_sites_are_found(row: TinyModel):
+    assert isinstance(checkpoint(row.name), PreTrainedModel) == row.is_pretrained
     sites = [site for site in sites_of(row.name) if site.saves_compute]
     assert {form: sum(site.form == form for site in sites) for form in Form} == {form: row.sites(form) for form in Form}
 
@@ -372,10 +373,7 @@ def test_merged_model_holds_no_gate_and_no_plan(case: Case):
     assert not hasattr(merged, "updp_plan")
 
 
-PRETRAINED = [case for case in CASES if isinstance(checkpoint(case.model), PreTrainedModel)]
-
-
-@each(PRETRAINED)
+@each([case for case in CASES if ROWS[case.model].is_pretrained])
 def test_saved_model_loads_with_identical_logits(case: Case, tmp_path):
     merged = merged_model(case)
     is_stock = case.form == Form.BLOCK_DROP and case.model not in WITHOUT_CONFIG_FIELD

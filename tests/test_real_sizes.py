@@ -13,8 +13,6 @@ from transformers import (
     ConvNextForImageClassification,
     DeiTConfig,
     DeiTForImageClassification,
-    MobileNetV2Config,
-    MobileNetV2ForImageClassification,
     ResNetConfig,
     ResNetForImageClassification,
 )
@@ -43,12 +41,8 @@ class RealModel(NamedTuple):
 
 
 REAL_MODELS = (
-    RealModel("timm-resnet34", lambda: timm.create_model("resnet34"), 16),
     RealModel("timm-mobilenetv2", lambda: timm.create_model("mobilenetv2_100"), 16),
-    RealModel("timm-convnext", lambda: timm.create_model("convnext_tiny"), 18),
-    RealModel("timm-deit", lambda: timm.create_model("deit_small_patch16_224"), 12),
     RealModel("resnet34", lambda: ResNetForImageClassification(ResNetConfig(**RESNET34)), 16),
-    RealModel("mobilenetv2", lambda: MobileNetV2ForImageClassification(MobileNetV2Config(tf_padding=False)), 16),
     RealModel("convnext", lambda: ConvNextForImageClassification(ConvNextConfig()), 18),
     RealModel("deit", lambda: DeiTForImageClassification(DeiTConfig(**DEIT_SMALL)), 12),
 )
@@ -78,7 +72,7 @@ def test_merged_is_closed_at_real_size(row: RealModel):
         model.to(dtype)
         inputs = images(model)
         merged = merge(model, example_inputs={name: x[:1] for name, x in inputs.items()})
-        expected, found = (observe(m, inputs, [*plan.blocks[-2:], plan.sites[-1].run[-1]]) for m in (model, merged))
+        expected, found = (observe(m, inputs, [*plan.blocks[-2:], plan.sites[-1].slots[-1]]) for m in (model, merged))
         for place, value in expected.items():
             assert 1e-2 < float(value.std()) < 1e2, place  # neither dead nor blown up
             assert distance(value[0], value[1]) > 1e-3, place

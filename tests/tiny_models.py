@@ -92,6 +92,11 @@ class TinyModel(NamedTuple):
     size: tuple[int, int] | None = None
     """Height and width of the images; None for a net that fixes them. A net that does not takes others too."""
 
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether it is a `PreTrainedModel`. The name says so: building every model would take seconds."""
+        return not self.name.startswith(("timm-", "chain")) or self.name.startswith("timm-wrapper")
+
     def sites(self, form: Form) -> int:
         count = getattr(self, form.replace("-", "_"))
         return self.merge if count is None else count

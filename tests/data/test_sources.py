@@ -8,6 +8,7 @@ from tiny_pictures import BROKEN, CLASSES, WHOLE, pixels
 from transformers import HfArgumentParser
 
 from updp_hf.data.sources import DataArguments, load_splits
+from updp_hf.errors import AccessError
 
 COUNT = WHOLE + BROKEN
 
@@ -114,7 +115,7 @@ def test_sets_made_here_are_asked_for_as_the_arguments_say(monkeypatch, name, st
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("name", ["ILSVRC/imagenet-1k", "nobody/nothing", "cifar10"])
 def test_offline_one_sentence_says_what_was_not_reached_and_what_there_is_instead(name, streaming):
-    with pytest.raises(ConnectionError) as error:
+    with pytest.raises(AccessError) as error:
         load_splits(DataArguments(dataset_name=name, streaming=streaming), 0)
     text = str(error.value)
     assert text.startswith(f"{name} could not be reached, neither on the Hub nor here (Couldn't reach '{name}' on the")
@@ -140,7 +141,7 @@ def test_whatever_the_hub_answers_the_sentence_is_one(monkeypatch, error):
         raise error
 
     monkeypatch.setattr("updp_hf.data.loading.datasets.load_dataset", refuse)
-    with pytest.raises(ConnectionError, match=r"^a/b could not be reached, .*sets made here\.$"):
+    with pytest.raises(AccessError, match=r"^a/b could not be reached, .*sets made here\.$"):
         load_splits(DataArguments(dataset_name="a/b"), 0)
 
 

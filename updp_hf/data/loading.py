@@ -9,7 +9,7 @@ from datasets.exceptions import DatasetsError
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # exported lazily
 
-from updp_hf.errors import UPDPError
+from updp_hf.errors import AccessError, UPDPError
 
 __all__ = ["AnyDataset", "AnySplits", "from_folder", "from_hub", "streamed"]
 
@@ -58,13 +58,13 @@ def from_hub(name: str, config_name: str | None, *, streaming: bool) -> AnySplit
     """Load what `load_dataset` calls `name`.
 
     Raises:
-        ConnectionError: it is not to be had.
+        AccessError: it could not be reached.
     """
     try:
         return datasets.load_dataset(name, config_name, streaming=streaming)
     # `OSError`: no connection; and `datasets` says the same of what is not there and of what is not for everybody.
     except (OSError, HfHubHTTPError, HFValidationError, httpx.TransportError) as error:
-        raise ConnectionError(
+        raise AccessError(
             f"{name} could not be reached, neither on the Hub nor here ({_first_line(error)}): connect, log in if it "
             f"is gated, or give {_LOCAL}."
         ) from error

@@ -107,7 +107,7 @@ def load_splits(args: DataArguments, seed: int, *, first_step: int = 0) -> Split
 
     Raises:
         ValueError: there are no such images, splits or columns, or the labels are no classes.
-        ConnectionError: the Hub was not reached.
+        AccessError: the Hub was not reached.
     """
     found = {name: _with_known_features(split) for name, split in _load(args, seed).items()}
     if args.train_split not in found:
