@@ -59,7 +59,7 @@ def test_merged_is_closed_at_real_size(row: RealModel):
     model = row.build().double().eval()
     randomise_(model)
     one = {name: x[:1] for name, x in images(model).items()}
-    plan = Plan(require_sites(model, Form.MERGE, one))
+    plan = Plan(require_sites(model, Form.MERGE, one), start="inherit")
     assert len(plan.sites) == row.sites
     gate_(model, plan, example_inputs=one)
     randomise_(model, seed=1)

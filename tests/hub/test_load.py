@@ -28,7 +28,7 @@ from updp_hf.hub.push import push_folder
 from updp_hf.reporting.report import Report
 
 NAMES = ("vit", "resnet")
-OF_THE_RECIPE = ("vit", "convnext", "mobilenetv2", "resnet")
+OF_THE_RECIPE = ("vit", "resnet")
 FROM_TIMM = ("mobilenetv2", "resnet")
 SIZE = 32
 TINY_RESNET = {"channels": [8, 8, 16, 16]}

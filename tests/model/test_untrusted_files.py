@@ -242,10 +242,10 @@ def header_of(content):
 
 
 def examples(count):
-    """Run the same `count` examples each time; many more where `-m slow` is asked for."""
+    """Run the same `count` examples each time; more where `-m slow` is asked for."""
     return [
         pytest.param(count // 2, id="few"),
-        pytest.param(12 * count, marks=pytest.mark.slow, id="many"),
+        pytest.param(3 * count, marks=pytest.mark.slow, id="many"),
     ]
 
 

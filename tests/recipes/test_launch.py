@@ -15,8 +15,6 @@ from transformers import (
 from updp_hf.recipe.prepare import prepare
 from updp_hf.reporting.report import Report
 
-NAMES = ["convnext_tiny", "deit_tiny", "mobilenetv2"]
-
 
 def started(name, *given, **environment):
     command = [sys.executable, str(RECIPES / f"{name}.py"), *given]
@@ -52,7 +50,6 @@ def test_a_recipe_prints_lines_and_one_table_and_nothing_else(tmp_path):
 
 
 DRAWN_ALIKE = {
-    "convnext_tiny": ["--drop_path_rate", "0"],  # else each process draws its own paths to drop
     "mobilenetv2": ["--learning_rate", "1e-5"],  # else it multiplies the rounding of the sums of gradients
 }
 
@@ -67,7 +64,7 @@ def smoke(name, processes, folder, *given):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["deit_tiny", "mobilenetv2"])
 def test_one_and_two_processes_prune_alike(name, tmp_path):
     one, two = (smoke(name, count, tmp_path / str(count)) for count in (1, 2))
     assert two.training.processes == 2
@@ -87,7 +84,7 @@ def test_two_processes_train_on_parts_of_a_stream_that_end_at_different_steps(tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("count", "at_once"), [(91, 64), (97, 16)])
+@pytest.mark.parametrize(("count", "at_once"), [(97, 16)])
 def test_two_processes_count_each_held_out_image_of_a_stream_once(count, at_once, tmp_path):
     given = ["--streaming", "true", "--max_eval_samples", str(count), "--per_device_eval_batch_size", str(at_once)]
     given += ["--selector", "uniform", "--max_steps", "2"]

@@ -8,7 +8,7 @@ import pytest
 from project import SCRIPTS
 
 SCRIPT = SCRIPTS / "survive.py"
-KILLS = 12
+KILLS = 8
 
 
 @pytest.mark.slow
