@@ -28,8 +28,7 @@ from updp_hf.hub.push import push_folder
 from updp_hf.reporting.report import Report
 
 NAMES = ("vit", "resnet")
-OF_THE_RECIPE = ("vit", "resnet")
-FROM_TIMM = ("mobilenetv2", "resnet")
+FROM_TIMM = ("resnet",)
 SIZE = 32
 TINY_RESNET = {"channels": [8, 8, 16, 16]}
 
@@ -150,9 +149,8 @@ def assert_same_everywhere(way, folders, hub, environment, tmp_path, image):
             assert found[name]["ranking"] == pytest.approx(probabilities, abs=1e-5)
 
 
-@pytest.mark.parametrize(
-    "way", [pytest.param(way, marks=pytest.mark.slow) for way in ("remote", "updp_hf", "timm", "onnx")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["remote", "updp_hf", "timm", "onnx"])
 def test_the_examples_of_the_card_give_the_logits_that_were_saved(way, saved, hub, hub_environment, tmp_path, image):
     folders = {name: shutil.copytree(folder, tmp_path / name) for name, folder in saved.items()}
     for name, folder in folders.items():
@@ -174,7 +172,7 @@ def test_without_any_of_the_ways_loading_fails_loudly(saved, hub, hub_environmen
 @pytest.mark.slow
 def test_what_the_digits_recipe_pushes_is_loaded_in_every_way(hub, hub_environment, tmp_path, image):
     folders = {}
-    for name in OF_THE_RECIPE:
+    for name in NAMES:
         folders[name] = tmp_path / name
         command = [sys.executable, str(ROOT / "recipes" / "digits.py"), "--model", name, "--output_dir", folders[name]]
         command += ["--baseline_epochs", "1", "--max_steps", "8", "--push_to_hub", "--hub_model_id", f"alice/{name}"]

@@ -242,10 +242,10 @@ def header_of(content):
 
 
 def examples(count):
-    """Run the same `count` examples each time; more where `-m slow` is asked for."""
+    """Run the same `count` examples each time; many more where `-m slow` is asked for."""
     return [
         pytest.param(count // 2, id="few"),
-        pytest.param(3 * count, marks=pytest.mark.slow, id="many"),
+        pytest.param(12 * count, marks=pytest.mark.slow, id="many"),
     ]
 
 
@@ -341,6 +341,8 @@ DOCUMENTS = {
     "plan": (Plan, lambda folder: json.loads((folder / CONFIG).read_text())["plan"]),
     "report": (Report, lambda folder: json.loads(json.dumps(dataclasses.asdict(REPORT)))),
 }
+PARTS = ("evaluated_on", "latencies", "latency_conditions", "model", "onnx", "selection", "training")
+"""What release 0.1 wrote as an empty object where it was not measured, and is None now."""
 REPORT = Report(plan={}, before=Cost(10, 100, {"1": 0.5}), after=Cost(5, 50), metrics_after={"loss": 1.5}, seed=3)
 
 
@@ -354,8 +356,9 @@ def test_a_spoilt_document(folders, kind, count):
         if found is not None:
             read = json.loads(json.dumps(dataclasses.asdict(found)))
             for key in document.keys() - {"sites", "format_version", "before", "after"}:
-                # Release 0.1 wrote an empty object for a part that was not measured.
-                assert read[key] == document[key] or (read[key] is None and document[key] == {})
+                is_of_release_0_1 = cls is Report and key in PARTS and document[key] == {}
+                expected = None if is_of_release_0_1 else document[key]
+                assert read[key] == expected or repr(read[key]) == repr(expected)  # no NaN equals another
 
     explore(count, spoilt(original(folders["vit"])), test)
 

@@ -84,7 +84,7 @@ def test_two_processes_train_on_parts_of_a_stream_that_end_at_different_steps(tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("count", "at_once"), [(97, 16)])
+@pytest.mark.parametrize(("count", "at_once"), [(91, 64), (97, 16)])
 def test_two_processes_count_each_held_out_image_of_a_stream_once(count, at_once, tmp_path):
     given = ["--streaming", "true", "--max_eval_samples", str(count), "--per_device_eval_batch_size", str(at_once)]
     given += ["--selector", "uniform", "--max_steps", "2"]
